@@ -5,7 +5,6 @@ import importlib
 import pkgutil
 import re
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,10 +12,11 @@ import pytest
 import steadygrad
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 MODULES = sorted(
     m.name for m in pkgutil.walk_packages(steadygrad.__path__, "steadygrad.") if "__main__" not in m.name
 )
+ROOMS_OF_METHODS = ("steadygrad.clip", "steadygrad.init")
 
 
 def blocks() -> list:
@@ -47,13 +47,42 @@ def test_links_between_documents_lead_somewhere():
             assert (page.parent / target).exists(), f"{page.name} points to {target}"
 
 
-def test_page_of_rules_is_fresh():
-    sys.path.insert(0, str(ROOT / "docs"))
-    try:
-        wanted = importlib.import_module("generate_rules").text()
-    finally:
-        sys.path.remove(str(ROOT / "docs"))
+@pytest.fixture
+def generated(monkeypatch):
+    """Import a script of docs/ that makes pages."""
+    monkeypatch.syspath_prepend(ROOT / "docs")
+    return importlib.import_module
+
+
+def test_page_of_rules_is_fresh(generated):
+    wanted = generated("generate_rules").text()
     assert (ROOT / "docs" / "rules.md").read_text() == wanted, "run: python docs/generate_rules.py"
+
+
+def test_cards_of_methods_are_fresh(generated):
+    wanted = generated("generate_methods").pages()
+    kept = {p.name: p.read_text() for p in (ROOT / "docs" / "methods").glob("*.md")}
+    assert kept == wanted, "run: python docs/generate_methods.py"
+
+
+def test_every_method_says_what_its_card_needs(generated):
+    cards = generated("generate_methods")
+    for family in cards.FAMILIES:
+        for name, method in cards.methods(family).items():
+            said = {piece.label for piece in cards.read(method)}
+            assert said >= set(cards.CARD), f"{family.room}.{name} lacks {set(cards.CARD) - said}"
+
+
+def test_every_method_stands_on_a_page(generated):
+    """No room of methods without a page, and no name of a page that its room does not have."""
+    cards = generated("generate_methods")
+    rooms = {family.room for family in cards.FAMILIES}
+    for room in ROOMS_OF_METHODS:
+        below = {r for r in rooms if r == room or r.startswith(room + ".")}
+        assert below, f"{room} has no page: add a Family to docs/generate_methods.py"
+    for family in cards.FAMILIES:
+        names = cards.public(importlib.import_module(family.room))
+        assert set(family.parts) <= set(names), f"{family.room} has no {set(family.parts) - set(names)}"
 
 
 def test_no_path_or_host_of_this_machine_in_any_file():

@@ -123,8 +123,13 @@ def audit(
     A layer is off if its output is not finite or 0 everywhere (unless its weight is 0, as Fixup has it), if
     alone it changes signal or gradient more than 10 times with no norm behind it, or if it takes part in a
     growth of the signal above 30 or of the gradient above 1000, or in a shrinking of either below 1/1000.
-    Non-finite values are reported, never raised. When to use: before training, and when a run's gradients
-    explode or vanish. Costs two backward passes.
+    Non-finite values are reported, never raised.
+
+    When to use it: before training, and when a run's gradients explode or vanish.
+
+    Values in use: none to set.
+
+    Cost: two backward passes.
 
     Raises ValueError as ``follow`` does, and if loss_fn does not give a scalar with a gradient.
 

@@ -129,7 +129,11 @@ def initialise(
     example. If the scheme fails on the way (a non-finite value, an output without variance) the old values
     are put back, bit for bit, and it raises.
 
-    When to use: on a new model, before its first step. Costs one forward pass and a copy of the weights.
+    When to use it: on a new model, before its first step.
+
+    Values in use: scheme "auto" where nothing speaks for another; each scheme names its own.
+
+    Cost: one forward pass and a copy of the weights.
 
     Example:
         >>> net = nn.Sequential(nn.Linear(4, 64), nn.ReLU(), nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 2))

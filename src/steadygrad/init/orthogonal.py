@@ -23,8 +23,13 @@ def orthogonal_blocks_(
         generator: source of the random numbers; None uses the global one.
 
     A zero-size weight is returned as it is. What was in the weight before, non-finite included, plays no
-    part. When to use: recurrent weights (gain 1), and deep plain nets, whose singular values it keeps
-    together. Costs one QR decomposition a block, O(n^3).
+    part.
+
+    When to use it: recurrent weights, and deep plain nets, whose singular values it keeps together.
+
+    Values in use: gain 1 for recurrent weights (Henaff), the critical gain for deep nets (Pennington).
+
+    Cost: one QR decomposition a block, O(n^3).
 
     Example:
         >>> w = orthogonal_blocks_(torch.empty(8, 2), num_blocks=4)
@@ -68,9 +73,14 @@ def delta_orthogonal_(
         generator: source of the random numbers; None uses the global one.
 
     The paper asks for no more inputs than outputs per group. With more, H has orthonormal rows: the norm is
-    kept on their span only. A zero-size weight is returned as it is. When to use: plain convolutional nets of
-    hundreds of layers (Xiao trained 10,000). In residual nets with batch norm it gives nothing. Costs one QR
-    decomposition.
+    kept on their span only. A zero-size weight is returned as it is.
+
+    When to use it: plain convolutional nets of hundreds of layers. In residual nets with batch norm it gives
+    nothing.
+
+    Values in use: the critical gain of the activation; Xiao trained 10,000 tanh layers.
+
+    Cost: one QR decomposition.
 
     Example:
         >>> conv = nn.Conv2d(4, 4, 3, padding=1, bias=False)

@@ -23,7 +23,11 @@ def orthogonal_recurrent_(
         gain: 1 keeps the norm of the state from step to step; finite.
         generator: source of the random numbers; None uses the global one.
 
-    When to use: the default for recurrent weights. Costs a QR decomposition a gate.
+    When to use it: the default for recurrent weights.
+
+    Values in use: gain 1 (Henaff; Keras, as its default for recurrent weights).
+
+    Cost: a QR decomposition a gate, O(n^3).
 
     Example:
         >>> lstm = nn.LSTM(2, 4)
@@ -51,10 +55,15 @@ def identity_recurrent_(module: nn.RNNBase | nn.RNNCellBase, scale: float = 1.0)
 
     Args:
         module: ``nn.RNN``, ``nn.LSTM``, ``nn.GRU`` or one of their cells.
-        scale: factor of the identity, finite. Le et al.: 1 for long sequences, 0.01 for speech.
+        scale: factor of the identity, finite.
 
     With a projection (``proj_size``) the blocks are not square and the identity is cut off.
-    When to use: ReLU RNNs over long sequences. Costs nothing.
+
+    When to use it: ReLU RNNs over long sequences.
+
+    Values in use: scale 1 for long sequences, 0.01 for speech (Le).
+
+    Cost: none.
 
     Example:
         >>> rnn = nn.RNN(2, 3, nonlinearity="relu")
@@ -89,9 +98,14 @@ def forget_bias_(module: nn.LSTM | nn.LSTMCell, value: float = 1.0) -> None:
 
     Args:
         module: ``nn.LSTM`` or ``nn.LSTMCell`` with biases.
-        value: 1 (Jozefowicz) up to about log of the sequence length (Tallec & Ollivier); finite.
+        value: finite.
 
-    When to use: always; with 0 the cell forgets half at each step. Costs nothing.
+    When to use it: always; with 0 the cell forgets half at each step.
+
+    Values in use: 1 (Jozefowicz) up to about log of the sequence length (Tallec & Ollivier 2018).
+
+    Cost: none.
+
     Raises TypeError if it is no LSTM, ValueError if it has no biases.
 
     Example:

@@ -38,6 +38,15 @@ def auto(job: Job) -> None:
     Plain layers (no norm, no skip) of one activation that are too many for that, because a small difference
     would grow 10 times or the gradient change 1000 times on the way, are put at the critical point instead:
     18 GELU layers, 15 SiLU layers.
+
+    When to use it: first, on any new model.
+
+    Values in use: none to set.
+
+    Cost: nothing beyond the one run that shows what follows each weight.
+
+    Source: each part has its own scheme below; 1/sqrt(N) is Radford et al. (2019), section 2.3, and the length
+    at which the critical point takes over was worked out here (``init.depth.plain_drift``).
     """
     deep = _too_deep(job)
     for layer in job.layers():
@@ -87,8 +96,14 @@ def xavier_uniform(job: Job, gain: float | None = None) -> None:
 
     U(+-gain sqrt(6 / (fan_in + fan_out)))
 
-    When to use: before tanh and sigmoid, and in attention. ``gain=1.0`` gives the paper's formula whatever
-    follows; before ReLU that halves the variance at each layer. Glorot & Bengio (2010), eq. 16.
+    When to use it: before tanh and sigmoid, and in attention. ``gain=1.0`` gives the paper's formula whatever
+    follows; before ReLU that halves the variance at each layer.
+
+    Values in use: gain 1 (the paper; the original Transformer).
+
+    Cost: none.
+
+    Source: Glorot & Bengio (2010), eq. 16, http://proceedings.mlr.press/v9/glorot10a.html
     """
     _each(job, lambda j, layer: xavier(j, layer, uniform=True, gain=gain))
 
@@ -98,8 +113,13 @@ def xavier_normal(job: Job, gain: float | None = None) -> None:
 
     N(0, gain^2 2 / (fan_in + fan_out))
 
-    When to use: as ``xavier_uniform``; the original Transformer and DeepNorm use either. Glorot & Bengio
-    (2010), eq. 12.
+    When to use it: as ``xavier_uniform``; the original Transformer and DeepNorm use either.
+
+    Values in use: gain 1 (the paper).
+
+    Cost: none.
+
+    Source: Glorot & Bengio (2010), eq. 12, http://proceedings.mlr.press/v9/glorot10a.html
     """
     _each(job, lambda j, layer: xavier(j, layer, uniform=False, gain=gain))
 
@@ -109,7 +129,13 @@ def he_uniform(job: Job, gain: float | None = None) -> None:
 
     U(+-gain sqrt(3 / fan_in))
 
-    When to use: as ``he_normal``. He et al. (2015), eq. 10.
+    When to use it: as ``he_normal``.
+
+    Values in use: gain sqrt(2) before ReLU (the paper).
+
+    Cost: none.
+
+    Source: He et al. (2015), eq. 10, https://arxiv.org/abs/1502.01852
     """
     _each(job, lambda j, layer: he(j, layer, uniform=True, gain=gain))
 
@@ -119,8 +145,14 @@ def he_normal(job: Job, gain: float | None = None) -> None:
 
     N(0, gain^2 / fan_in)
 
-    When to use: before the ReLU family. GELU, SiLU and Mish hold for some 15 plain layers only (``critical``
-    for more). He et al. (2015), eq. 10.
+    When to use it: before the ReLU family. GELU, SiLU and Mish hold for some 15 plain layers only
+    (``critical`` for more).
+
+    Values in use: gain sqrt(2) before ReLU (the paper; torchvision's ResNets).
+
+    Cost: none.
+
+    Source: He et al. (2015), eq. 10, https://arxiv.org/abs/1502.01852
     """
     _each(job, lambda j, layer: he(j, layer, gain=gain))
 
@@ -130,8 +162,13 @@ def lecun_normal(job: Job) -> None:
 
     N(0, 1 / fan_in)
 
-    When to use: before SELU, whose net then normalises itself; for linear layers and output heads.
-    LeCun et al. (1998), section 4.6; Klambauer et al. (2017), https://arxiv.org/abs/1706.02515.
+    When to use it: before SELU, whose net then normalises itself; for linear layers and output heads.
+
+    Values in use: none to set.
+
+    Cost: none.
+
+    Source: LeCun et al. (1998), section 4.6; Klambauer et al. (2017), https://arxiv.org/abs/1706.02515
     """
     _each(job, lecun)
 
@@ -141,9 +178,14 @@ def critical(job: Job) -> None:
 
     W ~ N(0, sigma_w^2 / fan_in),  b ~ N(0, sigma_b^2)
 
-    When to use: plain nets of tens to hundreds of layers. It is the scheme that holds GELU, SiLU and Mish
+    When to use it: plain nets of tens to hundreds of layers. It is the scheme that holds GELU, SiLU and Mish
     nets up at such depth: their biases get the variance that keeps the signal from dying out. Needs biases.
-    Schoenholz et al. (2017), section 3, https://arxiv.org/abs/1611.01232.
+
+    Values in use: worked out from the activation; tanh at sigma_b^2 = 0.05 has sigma_w^2 = 1.76 (Schoenholz).
+
+    Cost: none after the first use of an activation, whose critical point is looked up from then on.
+
+    Source: Schoenholz et al. (2017), section 3, https://arxiv.org/abs/1611.01232
     """
     _each(job, critical_normal)
 
@@ -153,9 +195,14 @@ def orthogonal(job: Job, gain: float | None = None) -> None:
 
     W = sigma_w Q
 
-    When to use: as ``critical``; with tanh it trains still deeper nets, because no singular value strays.
-    ``gain=1.0`` gives plain orthonormal weights. Costs a QR decomposition a layer. Saxe et al. (2014);
-    Pennington et al. (2017), https://arxiv.org/abs/1711.04735.
+    When to use it: as ``critical``; with tanh it trains still deeper nets, because no singular value strays.
+
+    Values in use: the critical gain of what follows; ``gain=1.0`` gives plain orthonormal weights (Saxe).
+
+    Cost: a QR decomposition a layer, O(n^3).
+
+    Source: Saxe et al. (2014), https://arxiv.org/abs/1312.6120; Pennington et al. (2017),
+    https://arxiv.org/abs/1711.04735
     """
     _each(job, lambda j, layer: critical_orthogonal(j, layer, gain))
 
@@ -163,8 +210,13 @@ def orthogonal(job: Job, gain: float | None = None) -> None:
 def delta_orthogonal(job: Job, gain: float | None = None) -> None:
     """Convolutions as one orthogonal matrix at their centre tap, with the critical gain; other layers orthogonal.
 
-    When to use: plain convolutional nets of hundreds of layers. Costs a QR decomposition a layer.
-    Xiao et al. (2018), algorithm 2, https://arxiv.org/abs/1806.05393.
+    When to use it: plain convolutional nets of hundreds of layers.
+
+    Values in use: the critical gain of what follows (Xiao: tanh at sigma_b^2 = 2e-5, 10,000 layers).
+
+    Cost: a QR decomposition a layer.
+
+    Source: Xiao et al. (2018), algorithm 2, https://arxiv.org/abs/1806.05393
     """
     _each(job, lambda j, layer: critical_orthogonal(j, layer, gain, delta=layer.kind.startswith("conv")))
 
@@ -172,8 +224,13 @@ def delta_orthogonal(job: Job, gain: float | None = None) -> None:
 def orthogonal_recurrent(job: Job, gain: float = 1.0) -> None:
     """Recurrent weights orthogonal gate by gate; the rest as in ``auto``.
 
-    When to use: RNN, LSTM and GRU, and hand-written recurrences with a square weight. ``gain`` 1 keeps the
-    state's norm. Henaff, Szlam & LeCun (2016), https://arxiv.org/abs/1602.06662.
+    When to use it: RNN, LSTM and GRU, and hand-written recurrences with a square weight.
+
+    Values in use: gain 1, which keeps the norm of the state (Henaff).
+
+    Cost: a QR decomposition a gate.
+
+    Source: Henaff, Szlam & LeCun (2016), https://arxiv.org/abs/1602.06662
     """
     _recurrent(job, lambda layer: recurrent_orthogonal(job, layer, gain))
 
@@ -183,8 +240,13 @@ def identity_recurrent(job: Job, scale: float = 1.0, input_std: float = 0.001) -
 
     W_hh = scale I,   W_ih ~ N(0, input_std^2)
 
-    When to use: ReLU RNNs over long sequences. Le et al.: scale 1 (0.01 for speech), input_std 0.001.
-    Le, Jaitly & Hinton (2015), https://arxiv.org/abs/1504.00941.
+    When to use it: ReLU RNNs over long sequences.
+
+    Values in use: scale 1 (0.01 for speech), input_std 0.001 (Le).
+
+    Cost: none.
+
+    Source: Le, Jaitly & Hinton (2015), https://arxiv.org/abs/1504.00941
     """
     _recurrent(job, lambda layer: recurrent_identity(job, layer, scale))
     for layer in job.layers():
@@ -195,10 +257,15 @@ def identity_recurrent(job: Job, scale: float = 1.0, input_std: float = 0.001) -
 def lsuv(job: Job, tol: float = 0.01, max_iter: int = 10) -> None:
     """Orthonormal weights, then each scaled so that its output on the example has unit variance.
 
-    When to use: activations that no formula covers, with a real batch of some hundred values per layer. It
+    When to use it: activations that no formula covers, with a real batch of some hundred values per layer. It
     looks at the forward pass only: 200 tanh layers keep unit variance and multiply the gradient by 1e7.
-    Attention inputs and recurrent weights stay orthonormal. Mishkin & Matas: tol 0.1, max_iter 10. Costs one
-    forward pass. Mishkin & Matas (2016), algorithm 1, https://arxiv.org/abs/1511.06422.
+    Attention inputs and recurrent weights stay orthonormal.
+
+    Values in use: tol 0.1, max_iter 10 (Mishkin & Matas); tol is 0.01 here.
+
+    Cost: a QR decomposition a layer and one forward pass.
+
+    Source: Mishkin & Matas (2016), algorithm 1, https://arxiv.org/abs/1511.06422
     """
     _each(job, lambda j, layer: critical_orthogonal(j, layer, 1.0, with_bias=False))
     weights = [x.weight for x in job.layers() if x.weight in job.rows and not x.fused and not x.recurrent]

@@ -16,9 +16,15 @@ from steadygrad.init.transformer import deepnorm_constants, t_fixup_scale
 def fixup(job: Job) -> None:
     """Fixup: branch weights He times L^(-1/(2m-2)), branch ends and output head 0, learned branch scales 1.
 
-    When to use: residual nets without normalisation. Queries and keys, which do not reach the sum, stay at
+    When to use it: residual nets without normalisation. Queries and keys, which do not reach the sum, stay at
     He. The paper also adds scalar biases and multipliers to the model, which is yours to do. See
-    ``residual.fixup_branch_``. Zhang, Dauphin & Ma (2019), https://arxiv.org/abs/1901.09321.
+    ``fixup_branch_``.
+
+    Values in use: none to set; L and m are counted in your model.
+
+    Cost: none.
+
+    Source: Zhang, Dauphin & Ma (2019), the box "Fixup initialization", https://arxiv.org/abs/1901.09321
     """
     branches = _needed_branches(job)
     for layer in job.layers():
@@ -47,11 +53,19 @@ def fixup(job: Job) -> None:
 def skipinit(job: Job) -> None:
     """Every residual branch starts at 0, so that the net starts as its skips; the rest as in ``auto``.
 
-    When to use: residual nets with or without norms. Zeroed is the learned scale of the branch if it has one
-    (its weights then stay, or nothing would ever get a gradient), else the scale of a norm that ends it, else
-    its last weight. SkipInit (De & Smith 2020, https://arxiv.org/abs/2002.10444) and ReZero (Bachlechner et
-    al. 2021, https://arxiv.org/abs/2003.04887) are this one rule: both put a learned scalar of 0 before the
-    sum; a zeroed norm is Goyal et al. (2017), section 5.1.
+    Zeroed is the learned scale of the branch if it has one (its weights then stay, or nothing would ever get
+    a gradient), else the scale of a norm that ends it, else its last weight. SkipInit and ReZero are this one
+    rule: both put a learned scalar of 0 before the sum.
+
+    When to use it: residual nets of any depth, with or without norms.
+
+    Values in use: none to set. The learned scalar starts at 0 (De & Smith; Bachlechner), a zeroed norm is
+    Goyal et al. (2017), section 5.1.
+
+    Cost: none.
+
+    Source: De & Smith (2020), https://arxiv.org/abs/2002.10444; Bachlechner et al. (2021),
+    https://arxiv.org/abs/2003.04887
     """
     branches = _needed_branches(job)
     for layer in job.layers():
@@ -76,8 +90,15 @@ def t_fixup(job: Job) -> None:
 
     0.67 N^(-1/4) in an encoder, (9N)^(-1/4) in a decoder with cross-attention and for embeddings
 
-    When to use: Transformers without LayerNorm and without warm-up. A packed q, k, v projection is taken to
-    be stacked in that order. Huang et al. (2020), http://proceedings.mlr.press/v119/huang20f.html.
+    When to use it: Transformers without LayerNorm and without warm-up. A packed q, k, v projection is taken to
+    be stacked in that order.
+
+    Values in use: none to set; N is counted in your model.
+
+    Cost: none.
+
+    Source: Huang et al. (2020), the list "T-Fixup initialization",
+    http://proceedings.mlr.press/v119/huang20f.html
     """
     stacks = _stacks(job, "t_fixup")
     for layer in list(job.layers()):
@@ -102,9 +123,14 @@ def t_fixup(job: Job) -> None:
 def deepnorm(job: Job) -> None:
     """DeepNorm's weights: Xavier normal, with gain beta for values, outputs and feed-forward layers.
 
-    When to use: post-norm Transformers of tens to a thousand layers, whose skip the model itself multiplies
-    by alpha; the report names alpha. A packed q, k, v projection is taken to be stacked in that order. Wang
-    et al. (2022), figure 2, https://arxiv.org/abs/2203.00555.
+    When to use it: post-norm Transformers of tens to a thousand layers, whose skip the model itself multiplies
+    by alpha; the report names alpha. A packed q, k, v projection is taken to be stacked in that order.
+
+    Values in use: none to set; alpha and beta follow from the number of layers (``deepnorm_constants``).
+
+    Cost: none.
+
+    Source: Wang et al. (2022), figure 2, https://arxiv.org/abs/2203.00555
     """
     stacks = _stacks(job, "deepnorm")
     encoder = sum(count for count, decoder in stacks.values() if not decoder)
@@ -127,8 +153,13 @@ def deepnorm(job: Job) -> None:
 def gpt2(job: Job, std: float = 0.02) -> None:
     """GPT-2: every weight and embedding N(0, std^2), biases 0, each of N residual branch ends times 1/sqrt(N).
 
-    When to use: pre-norm Transformers of usual width. std 0.02 suits widths near 1,000 and is GPT-2's; N = 2L
-    for L layers. Radford et al. (2019), section 2.3.
+    When to use it: pre-norm Transformers of usual width.
+
+    Values in use: std 0.02, N = 2L for L layers (GPT-2); 0.02 suits widths near 1,000.
+
+    Cost: none.
+
+    Source: Radford et al. (2019), section 2.3 (GPT-2)
     """
     for layer in list(job.layers()):
         job.normal(layer, std, "normal")
@@ -144,10 +175,17 @@ def gpt2(job: Job, std: float = 0.02) -> None:
 def mup(job: Job, base: nn.Module | None = None, zero_output: bool = False) -> None:
     """mu-P: as ``auto``, with output weights at variance 1/fan_in^2, and a learning-rate factor for every parameter.
 
-    When to use: to tune the learning rate on a small model and train a wide one. ``base`` is the same model
-    at the width of the tuning. The report's ``adam_groups`` and ``sgd_groups`` carry the factors.
-    ``zero_output=True`` starts the output weights at 0, as the paper advises (appendix D.2): the updates are
-    then alike from the smallest widths on. Yang et al. (2022), table 3, https://arxiv.org/abs/2203.03466.
+    ``base`` is the same model at the width of the tuning. The report's ``adam_groups`` and ``sgd_groups``
+    carry the factors.
+
+    When to use it: to tune the learning rate on a small model and train a wide one.
+
+    Values in use: ``zero_output=True`` starts the output weights at 0, as the paper advises (appendix D.2):
+    the updates are then alike from the smallest widths on.
+
+    Cost: none.
+
+    Source: Yang et al. (2022), table 3, https://arxiv.org/abs/2203.03466
     """
     if not isinstance(base, nn.Module):
         raise TypeError(f"mup needs base=, the same model at its base width, got {type(base).__name__}")

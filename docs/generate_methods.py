@@ -1,0 +1,194 @@
+"""Write docs/methods/: a card for every method, made from its docstring. A test checks that they are fresh.
+
+python docs/generate_methods.py
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import re
+import textwrap
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+FOLDER = Path(__file__).parent / "methods"
+CARD = ("When to use it", "Values in use", "Cost", "Source")  # what every method must say
+BLOCKS = ("Args", "Returns", "Raises", "Example")
+
+
+@dataclass(frozen=True)
+class Family:
+    """One page: a room of the package."""
+
+    page: str
+    title: str
+    room: str
+    parts: tuple[str, ...] = ()  # public names that are no methods: records, and pieces of a method
+
+
+FAMILIES = (
+    Family(
+        "clip",
+        "Clipping",
+        "steadygrad.clip",
+        ("Chain", "chain", "ClipStats", "reset_momentum_", "unit_norm", "update_rms", "warmup_factor"),
+    ),
+    Family(
+        "init",
+        "Initialisation",
+        "steadygrad.init",
+        (
+            "ACTIVATIONS", "Audit", "Followed", "InitReport", "SCHEMES", "backward_gain", "branch_scale", "chi",
+            "critical_point", "depth_limits", "fixed_point", "fixup_scale", "follow", "forward_gain",
+            "gain_table", "gated_gain", "init_gain", "moments", "scaled_groups", "variance_map",
+        ),
+    ),
+)  # fmt: skip
+
+
+def public(room: ModuleType) -> dict[str, Any]:
+    """The names that a room exports, in the order of its list."""
+    source = inspect.getsource(room)
+    return {name: getattr(room, name) for name in re.findall(r"^from \S+ import \S+ as (\S+)", source, re.M)}
+
+
+def methods(family: Family) -> dict[str, Callable[..., Any]]:
+    """What gets a card on a page."""
+    found = {n: f for n, f in public(importlib.import_module(family.room)).items() if n not in family.parts}
+    if family.page == "init":
+        schemes = importlib.import_module(family.room).SCHEMES
+        found |= {f'initialise(scheme="{name}")': scheme for name, scheme in schemes.items()}
+    return found
+
+
+@dataclass
+class Piece:
+    """A paragraph of a docstring, or a block under its label."""
+
+    label: str  # a word of CARD or BLOCKS, "" for prose
+    text: str
+
+
+def read(method: Callable[..., Any]) -> list[Piece]:
+    """Take its docstring apart into the pieces of a card, in their order; the first is its first line."""
+    first, *rest = re.split(r"\n\s*\n", (inspect.getdoc(method) or "").strip())
+    pieces = [Piece("", " ".join(first.split()))]
+    for paragraph in rest:
+        label, _, body = paragraph.partition(":")
+        if paragraph.startswith("    ") and pieces[-1].label in BLOCKS:
+            pieces[-1].text += "\n\n" + textwrap.dedent(paragraph)
+        elif label in CARD:
+            pieces.append(Piece(label, " ".join(body.split())))
+        elif label in BLOCKS and body.startswith("\n"):
+            pieces.append(Piece(label, textwrap.dedent(body.lstrip("\n"))))
+        else:
+            pieces.append(Piece("", paragraph))
+    return pieces
+
+
+def _arguments(block: str) -> Iterator[str]:
+    """The lines of a list from ``name: what it is``, continued by indented lines."""
+    for item in re.split(r"\n(?=\S)", block):
+        name, _, what = item.partition(": ")
+        yield f"- `{name.strip()}`: {' '.join(what.split())}"
+
+
+def _code(text: str) -> str:
+    """Double backquotes as Markdown has them, web addresses as links."""
+    return re.sub(r"(?<![(<`])(https?://[^\s,;)]+[^\s,;).])", r"<\1>", text.replace("``", "`"))
+
+
+def _prose(paragraph: str) -> str:
+    """Indented lines are equations or code; the rest is text."""
+    out: list[str] = []
+    for indented, lines in groupby(paragraph.splitlines(), lambda line: line.startswith("    ")):
+        body = textwrap.dedent("\n".join(lines)).strip("\n")
+        if body:
+            out.append(f"```text\n{body}\n```" if indented else _code(body))
+    return "\n\n".join(out)
+
+
+def _signature(name: str, method: Callable[..., Any], room: str) -> str:
+    if "(" in name:
+        settings = [str(p) for p in list(inspect.signature(method).parameters.values())[1:]]
+        settings = [re.sub(r": [^=]+=", "=", s).replace(" ", "") for s in settings]
+        return f"steadygrad.init.{name.replace(')', '')}{''.join(', ' + s for s in settings)})"
+    parameters = inspect.signature(method).parameters.values()
+    shown = [str(p.replace(annotation=inspect.Parameter.empty)) for p in parameters]
+    return f"{room}.{name}({', '.join(shown)})"
+
+
+def _rendered(piece: Piece) -> str:
+    if piece.label == "Example":
+        return f"```pycon\n{piece.text}\n```"
+    if piece.label in ("Args", "Raises"):
+        return f"{piece.label}:\n\n" + "\n".join(_code(a) for a in _arguments(piece.text))
+    if piece.label:
+        text = " ".join(piece.text.split())
+        return f"**{piece.label}.** {_code(text)}"
+    return _prose(piece.text)
+
+
+def card(name: str, method: Callable[..., Any], room: str) -> str:
+    """One method's section of its page."""
+    signature = textwrap.wrap(
+        _signature(name, method, room), 100, subsequent_indent="    ", break_on_hyphens=False
+    )
+    head = [f"## {name}", "```text\n" + "\n".join(signature) + "\n```"]
+    return "\n\n".join([*head, *map(_rendered, read(method))])
+
+
+def page(family: Family) -> str:
+    """A page: the cards, and a table of the parts that belong to them."""
+    room = importlib.import_module(family.room)
+    found = methods(family)
+    head = [f"# {family.title}", _prose(inspect.getdoc(room) or ""), _table(found)]
+    rest = []
+    parts = {n: value for n, value in public(room).items() if n in family.parts and callable(value)}
+    if parts:
+        rest = [
+            "## Parts",
+            "Records, and pieces of the methods above; their docstrings say more.",
+            _table(parts),
+        ]
+    cards = [card(name, method, family.room) for name, method in found.items()]
+    return "\n\n".join([*head, *cards, *rest]) + "\n"
+
+
+def _table(found: dict[str, Callable[..., Any]]) -> str:
+    rows = ["| name | what it does |", "|---|---|"]
+    for name, method in found.items():
+        line = read(method)[0].text.replace("|", "\\|")
+        rows.append(f"| `{name}` | {_code(line)} |")
+    return "\n".join(rows)
+
+
+def index() -> str:
+    """The page that leads to the others."""
+    rows = ["| family | methods |", "|---|---|"]
+    for family in FAMILIES:
+        names = ", ".join(f"`{n}`" for n in methods(family) if "(" not in n)
+        rows.append(f"| [{family.title}]({family.page}.md) | {names} |")
+    text = """# Methods
+
+Every method against exploding gradients that steadygrad holds, one card each: when to use it, which values people use,
+what it costs, and where it comes from. Each can be used alone, without the rest of steadygrad. What torch already has
+(Xavier, He, BatchNorm, LayerNorm, RMSNorm, SELU, `parametrizations.orthogonal`, Muon, ...) stays torch's.
+The cards are made from the docstrings (`python docs/generate_methods.py`)."""
+    return text + "\n\n" + "\n".join(rows) + "\n"
+
+
+def pages() -> dict[str, str]:
+    """File name to text."""
+    return {"index.md": index()} | {f"{family.page}.md": page(family) for family in FAMILIES}
+
+
+if __name__ == "__main__":
+    FOLDER.mkdir(exist_ok=True)
+    for name, text in pages().items():
+        (FOLDER / name).write_text(text)
