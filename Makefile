@@ -12,11 +12,11 @@ export OMP_NUM_THREADS ?= 1
 	touch $@
 
 .venv/test: .venv/base
-	$(PIP) -e ".[test,lint,pandas]"
+	$(PIP) -e ".[test,lint,pandas,optimizers,studies]"
 	touch $@
 
 .venv/all: .venv/test
-	$(PIP) -e ".[test,lint,pandas,parquet,lightning,hf,accelerate]"
+	$(PIP) -e ".[test,lint,pandas,optimizers,studies,parquet,lightning,hf,accelerate]"
 	touch $@
 
 .venv/docs: .venv/base

@@ -29,6 +29,24 @@ class Family:
     title: str
     room: str
     parts: tuple[str, ...] = ()  # public names that are no methods: records, and pieces of a method
+    shown: str = ""  # where users import it from, if not from the room
+    table: Callable[[], str] | None = None  # of what was worked out or looked at, behind the cards
+
+
+def choices() -> str:
+    """Where to get each optimizer that was looked at."""
+    rows = ["## Where to get which", "", "| optimizer | use | why |", "|---|---|---|"]
+    for choice in importlib.import_module("steadygrad.optim").CHOICES:
+        rows.append(f"| [{choice.name}]({choice.paper}) | `{choice.use}` | {choice.why} |")
+    return "\n".join(rows)
+
+
+def gains() -> str:
+    """The table of gains and of depths."""
+    table = str(importlib.import_module("steadygrad.init").gain_table())
+    return (
+        f"## Gains, and how deep a plain net can be\n\n`print(init.gain_table())`:\n\n```text\n{table}\n```"
+    )
 
 
 FAMILIES = (
@@ -48,6 +66,50 @@ FAMILIES = (
             "gain_table", "gated_gain", "init_gain", "moments", "scaled_groups", "variance_map",
         ),
     ),
+    Family("norm", "Normalisation", "steadygrad.nn.norm", shown="steadygrad.nn"),
+    Family("residual", "Residual and other connections", "steadygrad.nn.residual", shown="steadygrad.nn"),
+    Family(
+        "models",
+        "Whole nets of any depth",
+        "steadygrad.nn.models",
+        ("RecurrentNet", "TransformerNet"),
+    ),
+    Family("attention", "Attention stabilisers", "steadygrad.nn.attention", shown="steadygrad.nn"),
+    Family(
+        "recurrent",
+        "Recurrent stability",
+        "steadygrad.nn.recurrent",
+        ("Chunk", "mod_relu", "zoneout"),
+        shown="steadygrad.nn",
+    ),
+    Family(
+        "activations",
+        "Activations",
+        "steadygrad.nn.activations",
+        ("crelu", "group_sort", "max_min", "maxout", "squared_relu", "swiglu"),
+        shown="steadygrad.nn",
+        table=gains,
+    ),
+    Family(
+        "optim",
+        "Optimizers",
+        "steadygrad.optim",
+        (
+            "CHOICES", "Choice", "atan2_direction", "balance_", "lars_rates", "muon_groups", "orthogonalise",
+            "parameter_roles", "relative_rates", "scion_groups", "trust_ratios",
+        ),
+        table=choices,
+    ),
+    Family(
+        "schedule",
+        "Schedules and curricula",
+        "steadygrad.schedule",
+        (
+            "accumulation_steps", "effective_lr", "lr_factors", "linear_cooldown", "sqrt_cooldown",
+            "cosine_cooldown",
+        ),
+    ),
+    Family("recipes", "Recipes", "steadygrad.recipes", ("Recipe",)),
 )  # fmt: skip
 
 
@@ -113,13 +175,26 @@ def _prose(paragraph: str) -> str:
     return "\n\n".join(out)
 
 
+def _named_default(parameter: inspect.Parameter) -> inspect.Parameter:
+    """Without its annotation, and with the name of a function or class as its default instead of an address."""
+    default = parameter.default
+    if callable(default) and default is not inspect.Parameter.empty:
+        default = _Shown(default.__name__)
+    return parameter.replace(annotation=inspect.Parameter.empty, default=default)
+
+
+class _Shown(str):
+    def __repr__(self) -> str:
+        return str(self)
+
+
 def _signature(name: str, method: Callable[..., Any], room: str) -> str:
     if "(" in name:
         settings = [str(p) for p in list(inspect.signature(method).parameters.values())[1:]]
         settings = [re.sub(r": [^=]+=", "=", s).replace(" ", "") for s in settings]
         return f"steadygrad.init.{name.replace(')', '')}{''.join(', ' + s for s in settings)})"
     parameters = inspect.signature(method).parameters.values()
-    shown = [str(p.replace(annotation=inspect.Parameter.empty)) for p in parameters]
+    shown = [str(_named_default(p)) for p in parameters]
     return f"{room}.{name}({', '.join(shown)})"
 
 
@@ -148,15 +223,15 @@ def page(family: Family) -> str:
     room = importlib.import_module(family.room)
     found = methods(family)
     head = [f"# {family.title}", _prose(inspect.getdoc(room) or ""), _table(found)]
-    rest = []
+    rest = [family.table()] if family.table else []
     parts = {n: value for n, value in public(room).items() if n in family.parts and callable(value)}
     if parts:
-        rest = [
+        rest += [
             "## Parts",
             "Records, and pieces of the methods above; their docstrings say more.",
             _table(parts),
         ]
-    cards = [card(name, method, family.room) for name, method in found.items()]
+    cards = [card(name, method, family.shown or family.room) for name, method in found.items()]
     return "\n\n".join([*head, *cards, *rest]) + "\n"
 
 

@@ -22,12 +22,14 @@ _PUBLIC = {
     "RunSummary": "steadygrad.records",
 }
 
+_ROOMS = ("clip", "init", "nn", "optim", "recipes", "schedule", "testing")  # used as ``sg.clip.ZClip``
+
 __all__ = ["__version__", *_PUBLIC]
 
 
 def __getattr__(name: str) -> Any:
-    if name == "testing":
-        return import_module("steadygrad.testing")
+    if name in _ROOMS:
+        return import_module(f"steadygrad.{name}")
     if name not in _PUBLIC:
         raise AttributeError(f"module 'steadygrad' has no attribute {name!r}")
     value = getattr(import_module(_PUBLIC[name]), name)
@@ -36,4 +38,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted(__all__)
+    return sorted([*__all__, *_ROOMS])

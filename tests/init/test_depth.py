@@ -9,7 +9,7 @@ import torch
 
 from steadygrad.init import depth_limits, gain_table
 from steadygrad.init.depth import TABLE_ROWS, aligned, plain_drift
-from steadygrad.init.gain import forward_gain
+from steadygrad.init.gain import chi, forward_gain, init_gain, variance_map
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
@@ -43,6 +43,51 @@ def test_a_real_net_overflows_where_the_theory_says():
         if x.square().mean().sqrt() > torch.finfo(torch.float16).max:
             break
     assert theory.fate == "explodes" and abs(depth - theory.depth) <= 2
+
+
+@pytest.mark.parametrize("unit", ["swiglu", "maxmin"])
+def test_a_real_net_of_units_goes_where_the_theory_says(unit):
+    """Forward and backward, 16 samples each by itself, as a product squares the differences between them."""
+    generator = torch.Generator().manual_seed(0)
+    width, gain, samples = 512, init_gain(unit), 16
+
+    def normal(*shape):
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    x = first = normal((2 if unit == "swiglu" else 1) * width, samples).requires_grad_()
+    slope = torch.ones(samples, dtype=torch.float64)
+    for _ in range(4):
+        q = x.detach().square().mean(0)
+        weight = normal(len(x), width) * gain / math.sqrt(width)
+        if unit == "swiglu":
+            a, b = x.chunk(2)
+            x = weight @ (torch.nn.functional.silu(a) * b)
+        else:
+            pairs = x.unflatten(0, (width // 2, 2))
+            x = weight @ torch.stack([pairs.amax(1), pairs.amin(1)], 1).flatten(0, 1)
+        expected = torch.tensor([variance_map(unit, v, gain) for v in q.tolist()])
+        assert (x.detach().square().mean(0) / expected).mean().item() == pytest.approx(1.0, abs=0.15)
+        slope *= torch.tensor([chi(unit, gain, q=v) for v in q.tolist()])
+    above = normal(*x.shape)
+    (below,) = torch.autograd.grad(x, first, above)
+    ratio = (below.square().sum(0) / above.square().sum(0) / slope).log().mean().item()
+    assert ratio == pytest.approx(0.0, abs=0.3)
+    limit = depth_limits(unit, gain, dtype=torch.float16).forward
+    assert (limit.fate, limit.depth) == (("vanishes", 5) if unit == "swiglu" else ("holds", 1000))
+
+
+def test_every_activation_of_the_issue_has_gains_and_limits():
+    names = ["gelu", "silu", "mish", "squared_relu", "swiglu", "maxmin"]
+    assert set(names) <= set(TABLE_ROWS)
+    table = gain_table(names, dtypes=[torch.float32, torch.float16], max_depth=200)
+    for row in table.rows:
+        assert row.forward > 0 and row.backward > 0 and row.init > 0 and row.slope_q > 0
+        assert set(row.limits) == {"float32", "float16"}
+    fate = {row.activation: row.limits["float16"] for row in table.rows}
+    assert fate["swiglu"].forward.fate == fate["swiglu"].backward.fate == "vanishes"
+    assert fate["squared_relu"].backward.fate == "explodes"
+    assert fate["maxmin"].forward.fate == fate["maxmin"].backward.fate == "holds"
+    assert str(gain_table([])).count("\n") == 2
 
 
 def test_drift():

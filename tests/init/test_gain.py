@@ -10,8 +10,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from steadygrad.init._quadrature import quadrature
+from steadygrad.init._units import UNITS
 from steadygrad.init.gain import (
     ACTIVATIONS,
+    as_function,
     backward_gain,
     chi,
     critical_point,
@@ -170,6 +172,48 @@ def test_gated_gain_gives_unit_output(name):
         torch.manual_seed(0)
         a, b = g * torch.randn(2, 2_000_000)
     assert (ACTIVATIONS[name](a) * b).square().mean().item() == pytest.approx(1.0, rel=0.01)
+
+
+# unit: how it is written on one tensor, whose last dimension holds its pre-activations side by side
+WRITTEN = {
+    "swiglu": lambda x: F.silu(x[..., 0]) * x[..., 1],
+    "geglu": lambda x: F.gelu(x[..., 0]) * x[..., 1],
+    "glu": lambda x: torch.sigmoid(x[..., 0]) * x[..., 1],
+    "maxmin": lambda x: torch.stack([x.amax(-1), x.amin(-1)], -1),
+    "crelu": lambda x: torch.cat([F.relu(x), F.relu(-x)], -1),
+    "maxout": lambda x: x.amax(-1),
+}
+
+
+@pytest.mark.parametrize("q", [0.3, 1.0, 5.0])
+@pytest.mark.parametrize("unit", UNITS)
+def test_units_have_the_moments_that_a_sample_has(unit, q):
+    """The squared norm forward and, by autograd, of a random gradient on its way back."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(400_000, 2, generator=generator, dtype=torch.float64).mul(math.sqrt(q)).requires_grad_()
+    y = WRITTEN[unit](x)
+    above = torch.randn(y.shape, generator=generator, dtype=torch.float64)
+    (below,) = torch.autograd.grad(y, x, above)
+    m = moments(unit, q)
+    assert m.second == pytest.approx(y.detach().square().mean().item(), rel=0.02)
+    assert m.slope == pytest.approx((below.square().sum() / above.square().sum()).item(), rel=0.02)
+    assert m.mean == pytest.approx(y.mean().item(), abs=0.01 * math.sqrt(q))
+
+
+def test_gains_of_units():
+    assert forward_gain("maxmin") == backward_gain("maxmin") == init_gain("maxmin") == 1.0
+    assert critical_point("maxmin")[:2] == pytest.approx((1.0, 0.0))
+    assert [f("crelu") for f in (forward_gain, backward_gain)] == pytest.approx([math.sqrt(2)] * 2)
+    assert init_gain("swiglu") == gated_gain("silu") and init_gain("geglu") == gated_gain("gelu")
+    assert forward_gain("swiglu") == pytest.approx(forward_gain("silu"))  # E[(f b)^2] = q E[f^2]
+    for unit in ("swiglu", "geglu"):
+        g = gated_gain(UNITS[unit][0])
+        assert variance_map(unit, g * g, g) == pytest.approx(g * g)  # unit input gives unit output
+        point = critical_point(unit)
+        assert variance_map(unit, point.q, point.sigma_w, point.sigma_b) == pytest.approx(point.q)
+        assert chi(unit, point.sigma_w, point.sigma_b, q=point.q) == pytest.approx(1.0)
+    with pytest.raises(TypeError, match="'maxmin' is not elementwise"):
+        as_function("maxmin")
 
 
 def test_modules_and_functions():

@@ -100,8 +100,11 @@ def following_activation(output: Node) -> Following:
                         seen.add(child)
                         following.append((child, (*path, child)))
         if found:
-            found.sort(key=lambda f: f[0].index)
-            names = [_named(*one) for one in found]
+            # SwiGLU with a limit clamps both parts: that of the gated one is not what the gate goes through
+            rest = [f for f in found if not _only_limits(f[1])]
+            limited = 0 < len(rest) < len(found)
+            found = sorted(rest if limited else found, key=lambda f: f[0].index)
+            names = [_named(*one, within=3.0 if limited else 8.0) for one in found]
             labels = list(dict.fromkeys(named.label for named in names))
             if len(labels) > 1:  # parts of one output go different ways, as in an LSTM by hand
                 return Following("|".join(labels), None, names[0].path)
@@ -210,18 +213,27 @@ def _is_nonlinear(expression: Expression) -> bool:
     return bool(bend > 1e-7 * (values.abs().max() + 1e-12))
 
 
+def _only_limits(expression: Expression) -> bool:
+    """Whether it leaves alone what lies within three standard deviations of a unit signal."""
+    values = _values(expression)
+    inner = _GRID.abs() <= 3
+    return values is not None and bool((values - _GRID)[inner].abs().max() == 0)
+
+
 @lru_cache(maxsize=1)
 def _known() -> dict[str, Tensor]:
     known = {name: _values(name) for name in ACTIVATIONS if name != "identity"}
     return {name: v for name, v in known.items() if v is not None}
 
 
-def _named(node: Node, expression: Expression, path: tuple[Node, ...]) -> Following:
+def _named(node: Node, expression: Expression, path: tuple[Node, ...], within: float) -> Following:
+    """By the function of ``gain.ACTIVATIONS`` that it equals up to ``within``."""
     values = _values(expression)
     assert values is not None
     if not values.isfinite().all():
         return Following(expression.label, None, path, node)
+    inner = _GRID.abs() <= within
     for name, known in _known().items():
-        if (values - known).abs().max() <= 1e-6:  # constants of hand-written forms are rounded
+        if (values - known)[inner].abs().max() <= 1e-6:  # constants of hand-written forms are rounded
             return Following(name, name, path, node)
     return Following(expression.label, expression, path, node)

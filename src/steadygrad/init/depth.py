@@ -16,7 +16,6 @@ from steadygrad.init.gain import (
     backward_gain,
     critical_point,
     forward_gain,
-    gated_gain,
     init_gain,
     moments,
     repulsion,
@@ -26,7 +25,7 @@ Fate = Literal["explodes", "vanishes", "holds"]
 
 TABLE_ROWS = (
     "identity", "tanh", "sigmoid", "relu", "leaky_relu", "elu", "selu", "gelu", "silu", "mish",
-    "squared_relu", "softplus", "hardtanh",
+    "squared_relu", "softplus", "hardtanh", "swiglu", "geglu", "maxmin",
 )  # fmt: skip
 
 
@@ -170,7 +169,7 @@ class GainRow:
     init: float  # what initialise gives
     torch_gain: float  # torch.nn.init.calculate_gain, nan where torch has none
     critical: Critical | None  # None: there is no critical point
-    limits: dict[str, DepthLimits]  # by dtype, at the table's sigma_w and sigma_b; empty for gated units
+    limits: dict[str, DepthLimits]  # by dtype, at the table's sigma_w and sigma_b
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,7 +182,7 @@ class GainTable:
     max_depth: int
 
     def __str__(self) -> str:
-        dtypes = list(next((r.limits for r in self.rows if r.limits), {}))
+        dtypes = list(self.rows[0].limits) if self.rows else []
         head = [
             "activation",
             "forward",
@@ -204,7 +203,7 @@ class GainTable:
             ]
             cells += [_cell(v) for v in (c.sigma_w, c.sigma_b, c.q)] if c else ["none", "", ""]
             for d in dtypes:
-                cells += [str(r.limits[d].forward), str(r.limits[d].backward)] if r.limits else ["", ""]
+                cells += [str(r.limits[d].forward), str(r.limits[d].backward)]
             body.append(cells)
         width = "its own init gain" if self.sigma_w is None else f"{self.sigma_w:g}"
         caption = f"depth limits of plain nets up to {self.max_depth} layers, sigma_w {width}, sigma_b {self.sigma_b:g}"
@@ -222,14 +221,17 @@ def gain_table(
     """The gains of activations, their critical points, and the depth at which each explodes or vanishes.
 
     Args:
-        activations: names in ``gain.ACTIVATIONS``; "swiglu", "geglu" and "glu" give the gain of the gated
-            unit, "maxmin" that of MaxMin and GroupSort, which only permute: 1.
+        activations: names in ``gain.ACTIVATIONS``, or of the units "swiglu", "geglu", "glu", "maxmin"
+            (GroupSort too), "crelu" and "maxout" (of two).
         sigma_w: gain of the weights for the depth limits; None takes each activation's ``init_gain``.
         sigma_b: standard deviation of the biases, >= 0.
         dtypes: floating dtypes to judge the depth by.
         max_depth: layers to follow, >= 1.
 
-    Costs about a second for the whole default table.
+    A layer of gated units is ``W (f(a) * b)`` with both projections drawn at ``sigma_w``. SwiGLU and GEGLU are
+    near to products of two signals, so their variance map repels (slope q about 2): whatever the gain, a plain
+    net of them runs off doubly exponentially, and they need a norm before them. MaxMin and GroupSort permute:
+    at gain 1 a net of any depth holds. Costs about a second for the whole default table.
 
     Example:
         >>> row = gain_table(["relu"], sigma_w=1.1, dtypes=[torch.float16]).rows[0]
@@ -240,11 +242,6 @@ def gain_table(
     """
     rows = []
     for name in activations:
-        if name in GATED or name == "maxmin":
-            gain = gated_gain(GATED[name]) if name in GATED else 1.0
-            gradient = math.nan if name in GATED else 1.0
-            rows.append(GainRow(name, gain, gradient, gradient, gain, math.nan, None, {}))
-            continue
         try:
             critical = critical_point(name)
         except ValueError:
@@ -257,9 +254,6 @@ def gain_table(
             GainRow(name, forward, backward, slope_q, init_gain(name), _torch_gain(name), critical, limits)
         )
     return GainTable(tuple(rows), sigma_w, sigma_b, max_depth)
-
-
-GATED: dict[str, Activation] = {"swiglu": "silu", "geglu": "gelu", "glu": "sigmoid"}
 
 
 def _torch_gain(name: str) -> float:

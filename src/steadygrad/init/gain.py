@@ -29,6 +29,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from steadygrad.init._quadrature import Function, Moments, quadrature
+from steadygrad.init._units import GATED, UNITS
 
 Activation = str | nn.Module | Function
 
@@ -74,9 +75,10 @@ class Critical(NamedTuple):
 def as_function(activation: Activation) -> Function:
     """The elementwise function behind a name, a module (copied, in float64, in eval mode) or a callable."""
     if isinstance(activation, str):
-        if activation not in ACTIVATIONS:
-            raise ValueError(
-                f"unknown activation {activation!r}: use one of {', '.join(ACTIVATIONS)}, or pass the function itself"
+        _check_name(activation)
+        if activation in UNITS:
+            raise TypeError(
+                f"{activation!r} is not elementwise: it has moments and gains, but is no function of one number"
             )
         return ACTIVATIONS[activation]
     if isinstance(activation, nn.Module):
@@ -85,6 +87,13 @@ def as_function(activation: Activation) -> Function:
     if not callable(activation):
         raise TypeError(f"activation must be a name, a module or a function, got {type(activation).__name__}")
     return activation
+
+
+def _check_name(name: str) -> None:
+    if name not in ACTIVATIONS and name not in UNITS:
+        raise ValueError(
+            f"unknown activation {name!r}: use one of {', '.join((*ACTIVATIONS, *UNITS))}, or pass the function itself"
+        )
 
 
 def moments(activation: Activation, q: float = 1.0) -> Moments:
@@ -96,8 +105,12 @@ def moments(activation: Activation, q: float = 1.0) -> Moments:
     its halves to 1e-10, so kinks and jumps (ReLU, hardtanh, a threshold anywhere) are found and resolved.
 
     Args:
-        activation: name in ``ACTIVATIONS``, module, or elementwise function of a float64 tensor.
+        activation: name in ``ACTIVATIONS``, module, or elementwise function of a float64 tensor; or the name
+            of a unit: "swiglu", "geglu", "glu", "maxmin" (GroupSort too), "crelu", "maxout" (of two).
         q: variance of the pre-activation, > 0 and finite.
+
+    Of a unit, ``second`` is that of each value it gives, and ``slope`` the factor on the squared norm of a
+    gradient from its values to its pre-activations: ``q E[f'^2] + E[f^2]`` for a gated unit, 1 for MaxMin.
 
     Names and parameter-free torch modules are cached. A function that gives a non-finite value inside the
     range raises ValueError. The global RNG is not used.
@@ -112,7 +125,10 @@ def moments(activation: Activation, q: float = 1.0) -> Moments:
     if not (isinstance(q, (int, float)) and 0 < q < math.inf):
         raise ValueError(f"q must be a positive finite variance, got {q!r}")
     if isinstance(activation, str):
-        as_function(activation)  # a clear error for an unknown name, before the cache sees it
+        _check_name(activation)  # a clear error for an unknown name, before the cache sees it
+        if activation in UNITS:
+            inner, combine = UNITS[activation]
+            return combine(_moments_by_name(inner, float(q)), float(q))
         return _moments_by_name(activation, float(q))
     if type(activation).__module__.startswith("torch.nn.") and not list(activation.parameters()):  # type: ignore[union-attr]
         return _moments_by_repr(_Same(activation), float(q))
@@ -286,7 +302,7 @@ def critical_point(activation: Activation, sigma_b: float | None = None) -> Crit
     if sigma_b is not None and not 0 <= sigma_b < math.inf:
         raise ValueError(f"sigma_b must be >= 0 and finite, got {sigma_b}")
     if isinstance(activation, str):
-        as_function(activation)
+        _check_name(activation)
         return _critical_by_name(activation, sigma_b)
     return _critical(activation, sigma_b)
 
@@ -359,7 +375,8 @@ def init_gain(activation: Activation) -> float:
       q -> 0, as Glorot derives it: tanh 1, sigmoid 4, ReLU6 sqrt(2). For tanh this is the critical gain.
       ``torch.nn.init.calculate_gain`` says 5/3 for tanh, which lies in the chaotic phase: the gradient norm
       then grows 1.1 times per layer.
-    - Others: ``forward_gain`` at q = 1: ReLU sqrt(2), SELU 1, GELU 1.5335, SiLU 1.6765, linear 1.
+    - Others: ``forward_gain`` at q = 1: ReLU sqrt(2), SELU 1, GELU 1.5335, SiLU 1.6765, linear 1, MaxMin 1.
+    - Gated units by name (swiglu, geglu, glu): ``gated_gain`` of the function in them.
 
     Example:
         >>> [round(init_gain(a), 4) for a in ("tanh", "sigmoid", "relu", "selu", "gelu")]
@@ -368,6 +385,8 @@ def init_gain(activation: Activation) -> float:
     Source: Glorot & Bengio (2010), eq. 10 and 11, http://proceedings.mlr.press/v9/glorot10a.html; He et al.
     (2015), eq. 10
     """
+    if isinstance(activation, str) and activation in GATED:
+        return gated_gain(UNITS[activation][0])
     if is_bounded(activation):
         return backward_gain(activation, SMALL)
     return forward_gain(activation)

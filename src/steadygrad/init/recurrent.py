@@ -7,7 +7,8 @@ from torch import Tensor, nn
 
 from steadygrad.init.orthogonal import check_finite, orthogonal_blocks_
 
-_GATES = {"LSTM": 4, "LSTMCell": 4, "GRU": 3, "GRUCell": 3, "RNN": 1, "RNNCell": 1}
+_GATES = {"LSTM": 4, "GRU": 3, "RNN_TANH": 1, "RNN_RELU": 1}  # by the mode of an nn.RNNBase
+_GATES_OF_CELLS = {"LSTMCell": 4, "GRUCell": 3, "RNNCell": 1}
 
 
 def orthogonal_recurrent_(
@@ -91,13 +92,13 @@ def identity_blocks_(weight: Tensor, num_blocks: int = 1, scale: float = 1.0) ->
         return weight.copy_(block.repeat(num_blocks, 1))
 
 
-def forget_bias_(module: nn.LSTM | nn.LSTMCell, value: float = 1.0) -> None:
+def forget_bias_(module: nn.RNNBase | nn.LSTMCell, value: float = 1.0) -> None:
     """Open the forget gate of an LSTM: its bias becomes ``value``, the other gates keep theirs. In place.
 
         b_f = value        (torch adds two biases: the input one gets the value, the hidden one 0)
 
     Args:
-        module: ``nn.LSTM`` or ``nn.LSTMCell`` with biases.
+        module: ``nn.LSTM``, ``nn.LSTMCell`` or a layer with their weights (``nn.LayerNormLSTM``), with biases.
         value: finite.
 
     When to use it: always; with 0 the cell forgets half at each step.
@@ -117,7 +118,7 @@ def forget_bias_(module: nn.LSTM | nn.LSTMCell, value: float = 1.0) -> None:
     Source: Gers, Schmidhuber & Cummins (2000); Jozefowicz, Zaremba & Sutskever (2015),
     http://proceedings.mlr.press/v37/jozefowicz15.html
     """
-    if not isinstance(module, (nn.LSTM, nn.LSTMCell)):
+    if not (isinstance(module, nn.LSTMCell) or isinstance(module, nn.RNNBase) and module.mode == "LSTM"):
         raise TypeError(f"module must be nn.LSTM or nn.LSTMCell, got {type(module).__name__}")
     if not module.bias:
         raise ValueError("this LSTM has no biases: build it with bias=True")
@@ -136,10 +137,12 @@ def forget_block(bias: Tensor) -> Tensor:
 
 
 def num_gates(module: nn.Module) -> int:
-    """Blocks stacked in the weights of a recurrent module of torch."""
+    """Blocks stacked in the weights of a recurrent module of torch, or of one built on ``nn.RNNBase``."""
+    if isinstance(module, nn.RNNBase) and module.mode in _GATES:
+        return _GATES[module.mode]
     for kind in type(module).__mro__:
-        if kind.__name__ in _GATES and kind.__module__.startswith("torch."):
-            return _GATES[kind.__name__]
+        if kind.__name__ in _GATES_OF_CELLS and kind.__module__.startswith("torch."):
+            return _GATES_OF_CELLS[kind.__name__]
     raise TypeError(
         f"module must be an RNN, LSTM or GRU of torch.nn or one of their cells, got {type(module).__name__}"
     )

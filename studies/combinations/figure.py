@@ -1,0 +1,49 @@
+"""The figure: main effects as bars, effects of pairs as a map, one column a net."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from studies.combinations.effects import Effects
+
+
+def draw(effects: Mapping[str, Effects], names: Sequence[str], path: Path) -> None:
+    """Effects on survival in percentage points, saved as a picture."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    limit = max(abs(e.size) for found in effects.values() for k, e in found.items() if len(k) == 2)
+    figure, axes = plt.subplots(
+        2, len(effects), figsize=(4.2 * len(effects), 7.6), height_ratios=(1, 1.25), layout="constrained"
+    )
+    for column, (net, found) in enumerate(effects.items()):
+        bars, grid = axes[0][column], axes[1][column]
+        sizes = [found[(n,)].size for n in names]
+        errors = [2 * found[(n,)].error for n in names]
+        bars.barh(
+            names, sizes, xerr=errors, color=["#2a7f62" if s > 0 else "#b5483a" for s in sizes], height=0.65
+        )
+        bars.axvline(0, color="#444", linewidth=0.8)
+        bars.invert_yaxis()
+        bars.set_title(net, fontweight="bold")
+        bars.set_xlabel("main effect on survival, points (bars: 2 s.e.)")
+        pairs = [[float("nan")] * len(names) for _ in names]
+        for (a, b), effect in ((k, e) for k, e in found.items() if len(k) == 2):
+            row, col = sorted((names.index(a), names.index(b)), reverse=True)
+            pairs[row][col] = effect.size
+            if effect.clear:
+                grid.text(col, row, f"{effect.size:+.0f}", ha="center", va="center", fontsize=8)
+        image = grid.imshow(pairs, cmap="PRGn", vmin=-limit, vmax=limit)
+        grid.set_xticks(range(len(names)), names, rotation=60, ha="right")
+        grid.set_yticks(range(len(names)), names)
+        grid.set_xlabel("effect of the pair: green help each other")
+        grid.spines[["top", "right"]].set_visible(False)
+        if column:
+            bars.set_yticklabels([])
+            grid.set_yticklabels([])
+    figure.colorbar(image, ax=list(axes[1]), shrink=0.8, label="points of survival")
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
