@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from steadygrad.init import depth_limits, gain_table
+from steadygrad.init.critical import chi, variance_map
 from steadygrad.init.depth import TABLE_ROWS, aligned, plain_drift
-from steadygrad.init.gain import chi, forward_gain, init_gain, variance_map
+from steadygrad.init.gain import forward_gain, init_gain
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])

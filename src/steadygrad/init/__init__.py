@@ -2,20 +2,20 @@
 
 from steadygrad.init.audit import Audit as Audit
 from steadygrad.init.audit import audit as audit
+from steadygrad.init.critical import chi as chi
+from steadygrad.init.critical import critical_point as critical_point
+from steadygrad.init.critical import fixed_point as fixed_point
+from steadygrad.init.critical import variance_map as variance_map
 from steadygrad.init.depth import depth_limits as depth_limits
 from steadygrad.init.depth import gain_table as gain_table
 from steadygrad.init.follow import Followed as Followed
 from steadygrad.init.follow import follow as follow
 from steadygrad.init.gain import ACTIVATIONS as ACTIVATIONS
 from steadygrad.init.gain import backward_gain as backward_gain
-from steadygrad.init.gain import chi as chi
-from steadygrad.init.gain import critical_point as critical_point
-from steadygrad.init.gain import fixed_point as fixed_point
 from steadygrad.init.gain import forward_gain as forward_gain
 from steadygrad.init.gain import gated_gain as gated_gain
 from steadygrad.init.gain import init_gain as init_gain
 from steadygrad.init.gain import moments as moments
-from steadygrad.init.gain import variance_map as variance_map
 from steadygrad.init.initialise import SCHEMES as SCHEMES
 from steadygrad.init.initialise import InitReport as InitReport
 from steadygrad.init.initialise import initialise as initialise

@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from steadygrad.init.critical import Critical, critical_point
 from steadygrad.init.follow import Followed, Layer
-from steadygrad.init.gain import Critical, critical_point, gated_gain, init_gain, is_bounded
+from steadygrad.init.gain import gated_gain, init_gain, is_bounded
 from steadygrad.init.orthogonal import scratch
 from steadygrad.init.recurrent import forget_block
 

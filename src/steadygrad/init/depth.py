@@ -9,17 +9,8 @@ from typing import Literal, NamedTuple
 
 import torch
 
-from steadygrad.init.gain import (
-    Activation,
-    Critical,
-    _check_sigmas,
-    backward_gain,
-    critical_point,
-    forward_gain,
-    init_gain,
-    moments,
-    repulsion,
-)
+from steadygrad.init.critical import Critical, check_sigmas, critical_point, repulsion
+from steadygrad.init.gain import Activation, backward_gain, forward_gain, init_gain, moments
 
 Fate = Literal["explodes", "vanishes", "holds"]
 
@@ -120,7 +111,7 @@ def _limits(walk: _Walk, dtype: torch.dtype, max_depth: int) -> DepthLimits:
 
 
 def _walk(activation: Activation, sigma_w: float, sigma_b: float, q: float, max_depth: int) -> _Walk:
-    _check_sigmas(sigma_w, sigma_b)
+    check_sigmas(sigma_w, sigma_b)
     if max_depth < 1:
         raise ValueError(f"max_depth must be at least 1, got {max_depth}")
     variance: list[float] = []

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 from torch import nn
@@ -10,7 +12,9 @@ from steadygrad.init import forget_bias_, identity_recurrent_, initialise, ortho
 from steadygrad.nn.norm import BatchNormLSTM, LayerNormGRU, LayerNormLSTM
 
 
-@pytest.mark.parametrize(("kind", "gates"), [(LayerNormLSTM, 4), (LayerNormGRU, 3), (BatchNormLSTM, 4)])
+@pytest.mark.parametrize(
+    ("kind", "gates"), [(LayerNormLSTM, 4), (LayerNormGRU, 3), (partial(BatchNormLSTM, max_length=5), 4)]
+)
 def test_gates_are_orthogonal_and_the_identity(kind, gates):
     layer = kind(3, 6)
     orthogonal_recurrent_(layer)
