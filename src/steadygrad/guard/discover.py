@@ -11,11 +11,13 @@ from torch.amp import GradScaler
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from steadygrad.schedule import BackOff, LRFactor
+
 
 def find_schedulers(optimizers: Iterable[Optimizer]) -> list[Any]:
     """Every live learning-rate scheduler of ``optimizers``, in the order of the optimizers.
 
-    Besides torch's own and what is derived from them, objects of other libraries are found whose class is named
+    Besides torch's own and what is derived from them, and the factors of `schedule.warmup` and its kin, objects of other libraries are found whose class is named
     as a schedule, that hold one of the optimizers, and that have ``state_dict`` and ``load_state_dict``. The
     members of a ``SequentialLR`` are found beside it.
 
@@ -41,8 +43,8 @@ def find_scalers() -> list[Any]:
 
 
 def _is_schedule(kind: type) -> bool:
-    if issubclass(kind, LRScheduler):
-        return True
+    if issubclass(kind, (LRScheduler, LRFactor)):
+        return not issubclass(kind, BackOff)  # a rollback must not undo the answer to an incident
     if issubclass(kind, (Optimizer, nn.Module)) or not (
         "schedul" in kind.__name__.lower() or kind.__name__.endswith("LR")
     ):

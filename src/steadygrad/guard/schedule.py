@@ -39,15 +39,12 @@ class ScheduleKeeper:
                 held.scheduler.load_state_dict(held.state)
                 for group, saved in zip(optimizer.param_groups, held.groups, strict=False):
                     group.update(saved)
-        for scheduler in schedulers:
-            if getattr(scheduler, "optimizer", None) is optimizer:
-                self._first.setdefault(id(scheduler), (steps, scheduler.last_epoch))
+        for scheduler in _counting(schedulers, optimizer):
+            self._first.setdefault(id(scheduler), (steps, scheduler.last_epoch))
 
     def skipped(self, optimizer: Optimizer, schedulers: Iterable[Any], steps: int) -> None:
         """Remember the schedules of ``optimizer`` as they are at a skipped step."""
-        for scheduler in schedulers:
-            if getattr(scheduler, "optimizer", None) is not optimizer:
-                continue
+        for scheduler in _counting(schedulers, optimizer):
             first_steps, first_epoch = self._first.get(id(scheduler), (steps, scheduler.last_epoch))
             if scheduler.last_epoch - first_epoch == steps - first_steps:
                 groups = [{k: v for k, v in g.items() if k != "params"} for g in optimizer.param_groups]
@@ -58,3 +55,12 @@ class ScheduleKeeper:
         """After a rollback the schedules are where the snapshot had them: nothing is held, counting starts anew."""
         self._held.clear()
         self._first.clear()
+
+
+def _counting(schedulers: Iterable[Any], optimizer: Optimizer) -> list[Any]:
+    """The schedulers of an optimizer that count how often they were called; others count taken steps or nothing."""
+    return [
+        s
+        for s in schedulers
+        if getattr(s, "optimizer", None) is optimizer and isinstance(getattr(s, "last_epoch", None), int)
+    ]
