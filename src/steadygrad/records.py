@@ -75,7 +75,7 @@ class StepStats:
     grad_norm: float  # joint L2 norm before the user's clipping, unscaled
     clipped_grad_norm: float  # what reached the optimizer (before any clipping of ours)
     grad_norms: np.ndarray  # float32, one per parameter of this optimizer; nan where there was no gradient
-    lr: float  # of the first group
+    lr: float  # of the first group, with the factors of ``schedule.warmup`` and its kin
     params: Sequence[ParamInfo] = ()
     applied: bool = True  # False: the guard skipped the step
     loss_scale: float | None = None  # GradScaler's

@@ -65,3 +65,9 @@ def test_a_back_off_is_not_undone_by_a_rollback():
 def test_a_schedule_without_a_count_does_not_disarm():
     run, theirs = train([Fault("grad", step=7)], Theirs)
     assert [a.action for a in run.actions] == ["skip"] and theirs.calls == 0
+
+
+def test_the_recorded_rate_is_the_one_that_was_used():
+    run, _ = train([], lambda o: warmup(o, 4), steps=6)
+    _, rates = sg.Run(run.run_dir).scalar("lr")
+    assert list(rates) == pytest.approx([0.0025, 0.005, 0.0075, 0.01, 0.01, 0.01])

@@ -17,9 +17,9 @@ from steadygrad.schedule import BackOff, LRFactor
 def find_schedulers(optimizers: Iterable[Optimizer]) -> list[Any]:
     """Every live learning-rate scheduler of ``optimizers``, in the order of the optimizers.
 
-    Besides torch's own and what is derived from them, and the factors of `schedule.warmup` and its kin, objects of other libraries are found whose class is named
-    as a schedule, that hold one of the optimizers, and that have ``state_dict`` and ``load_state_dict``. The
-    members of a ``SequentialLR`` are found beside it.
+    Besides torch's own and what is derived from them, and the factors of `schedule.warmup` and its kin, objects
+    of other libraries are found whose class is named as a schedule, that hold one of the optimizers, and that
+    have ``state_dict`` and ``load_state_dict``. The members of a ``SequentialLR`` are found beside it.
 
     Example:
         >>> import torch

@@ -19,6 +19,7 @@ from steadygrad.probe.names import find_roots, flat_params, name_parameters, nam
 from steadygrad.probe.norms import gradient_norms, total_norm
 from steadygrad.probe.rotation import Rotation
 from steadygrad.records import NAN, ParamInfo, StepStats
+from steadygrad.schedule import effective_lr
 
 
 class _Watched:
@@ -140,7 +141,7 @@ class Probe:
             grad_norm=total_norm(raw),
             clipped_grad_norm=total_norm(applied),
             grad_norms=raw,
-            lr=float(optimizer.param_groups[0].get("lr", NAN)),
+            lr=float(effective_lr(optimizer)[0]) if "lr" in optimizer.param_groups[0] else NAN,
             params=watched.infos,
             num_backwards=passes,
             loss_scale=float(self._scaler.get_scale()) if self._scaler is not None else None,  # host sync
