@@ -188,14 +188,19 @@ class _Shown(str):
         return str(self)
 
 
+def call(method: Callable[..., Any]) -> str:
+    """The arguments of a method as they may be written: ``(model, x, *, total_steps, lr=0.001)``."""
+    signature = inspect.signature(method)
+    shown = [_named_default(p) for p in signature.parameters.values()]
+    return str(signature.replace(parameters=shown, return_annotation=inspect.Signature.empty))
+
+
 def _signature(name: str, method: Callable[..., Any], room: str) -> str:
-    if "(" in name:
-        settings = [str(p) for p in list(inspect.signature(method).parameters.values())[1:]]
-        settings = [re.sub(r": [^=]+=", "=", s).replace(" ", "") for s in settings]
-        return f"steadygrad.init.{name.replace(')', '')}{''.join(', ' + s for s in settings)})"
-    parameters = inspect.signature(method).parameters.values()
-    shown = [str(_named_default(p)) for p in parameters]
-    return f"{room}.{name}({', '.join(shown)})"
+    if "(" not in name:
+        return f"{room}.{name}{call(method)}"
+    settings = call(method).removeprefix("(job").removesuffix(")")  # of a scheme: options of ``initialise``
+    head, _, chosen = name.removesuffix(")").partition("(")
+    return f"{room}.{head}(model, example_input, {chosen}{settings})"
 
 
 def _rendered(piece: Piece) -> str:

@@ -1,7 +1,9 @@
 """Documents run: every Python block of the README and the docs, and every docstring example."""
 
+import ast
 import doctest
 import importlib
+import inspect
 import pkgutil
 import re
 import subprocess
@@ -77,6 +79,21 @@ def test_every_method_says_what_its_card_needs(generated):
         for name, method in cards.methods(family).items():
             said = {piece.label for piece in cards.read(method)}
             assert said >= set(cards.CARD), f"{family.room}.{name} lacks {set(cards.CARD) - said}"
+
+
+def test_cards_show_calls_as_they_may_be_written(generated):
+    cards = generated("generate_methods")
+    for family in cards.FAMILIES:
+        for name, method in cards.methods(family).items():
+            (shown,) = ast.parse(f"def f{cards.call(method)}: ...").body
+            kinds = {a.arg: "keyword" for a in shown.args.kwonlyargs}
+            kinds |= {a.arg: "positional" for a in (*shown.args.posonlyargs, *shown.args.args)}
+            for p in inspect.signature(method).parameters.values():
+                if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD):
+                    assert kinds.pop(p.name) == ("keyword" if p.kind == p.KEYWORD_ONLY else "positional"), (
+                        name
+                    )
+            assert not kinds, name
 
 
 def test_every_method_stands_on_a_page(generated):

@@ -165,8 +165,54 @@ def test_an_unknown_structure_is_kept_and_said(digits):
         def forward(self, x):
             return self.b(self.a(x).relu())
 
-    recipe = recipes.deep_mlp(Own(), digits[0][:8], total_steps=10)
+    with pytest.warns(UserWarning, match="no layer was made residual.*change_model=False silences this"):
+        recipe = recipes.deep_mlp(Own(), digits[0][:8], total_steps=10)
     assert recipe.changes == ("left as it is: nothing that this recipe knows how to change",)
+
+
+def test_frozen_weights_keep_every_bit_and_their_function(digits):
+    x = digits[0][:8]
+    trunk = plain_mlp(6)[:-1].requires_grad_(False)
+    before = trunk(x)
+    recipe = recipes.deep_mlp(
+        nn.Sequential(trunk, *plain_mlp(3)[1:]), x, total_steps=10, weight_decay=0.5, lr=0.1
+    )
+    assert recipe.model[0] is trunk and torch.equal(trunk(x), before)
+    train(recipe, batches(digits, 3))
+    assert torch.equal(trunk(x), before)
+
+
+def test_nothing_to_train_changes_nothing(kind, digits):
+    model = kind.model().requires_grad_(False)
+    shape, weights = str(model), copy.deepcopy(model.state_dict())
+    with pytest.raises(ValueError, match="requires_grad"):
+        kind.recipe(model, digits[0][:8], total_steps=STEPS, change_model=False)
+    assert str(model) == shape
+    assert_same(dict(weights), dict(model.state_dict()))
+
+
+def test_a_wrapped_model_is_refused(digits):
+    class Wrapped(nn.parallel.DistributedDataParallel):
+        def __init__(self, module):
+            nn.Module.__init__(self)
+            self.module = module
+
+    with pytest.raises(ValueError, match="wrap recipe.model"):
+        recipes.deep_mlp(Wrapped(plain_mlp(2)), digits[0][:8], total_steps=10)
+
+
+def test_norms_of_two_dimensions_do_not_decay():
+    model = nn.Sequential(nn.Conv1d(2, 2, 1), nn.LayerNorm((2, 5)), nn.Flatten(), nn.Linear(10, 1))
+    recipe = recipes.deep_mlp(model, torch.zeros(1, 2, 5), total_steps=10, change_model=False)
+    decayed, other = recipe.optimizer.param_groups
+    assert {id(p) for p in decayed["params"]} == {id(model[0].weight), id(model[3].weight)}
+    assert len(other["params"]) == 4
+
+
+def test_a_net_without_recurrence_is_told(digits):
+    with pytest.warns(UserWarning, match="no nn.RNN, nn.LSTM or nn.GRU"):
+        recipes.recurrent(plain_mlp(2), digits[0][:8], total_steps=10)
+    recipes.recurrent(LSTMNet(num_layers=1), digits[0][:8], total_steps=10)  # one layer is as it should be
 
 
 def test_schedule_rises_falls_and_counts_taken_steps_only(digits):

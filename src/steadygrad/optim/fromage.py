@@ -48,8 +48,8 @@ class Fromage(LayerwiseOptimizer):
     Limits: no momentum, so its steps follow the noise of a single batch; every layer moves by lr of its weights
     however small its gradient is: the learning rate must decay for the weights to come to rest.
 
-    Values in use: lr 0.01 (the paper, all its experiments; halved or divided by ten as training goes on). For
-    a layer of zeros (a bias at the start) its authors' code takes a plain SGD step of any length; here the
+    Values in use: lr 0.01 at the start, 0.001 for fine-tuning (its authors' experiments), less as the loss stands
+    still. For a layer of zeros (a bias at the start) its authors' code takes a plain SGD step of any length; here the
     floor min_rms 1e-3, Adafactor's, bounds it.
 
     Cost: no state; one read of weights and gradients for the norms, one temporary.

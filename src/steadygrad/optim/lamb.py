@@ -59,8 +59,8 @@ class LAMB(LayerwiseOptimizer):
     (biases, gains) take Adam's own step, as in its authors' code; ``adapt_vectors=True`` adapts them.
 
     Values in use: betas (0.9, 0.999), eps 1e-6, weight_decay 0.01, lr 6e-4 at batch 512 up to 5e-3 at
-    32 k, with warm-up (the paper, BERT). ``max_norm`` 10 was the clamp of an early version of the paper and is that of
-    pytorch_optimizer; NVIDIA's has none. min_rms 1e-3 is Adafactor's floor.
+    32 k, with warm-up (the paper, BERT). ``max_norm`` 10 is the clamp of pytorch_optimizer;
+    NVIDIA's has none. min_rms 1e-3 is Adafactor's floor.
 
     Cost: two buffers and one temporary; Adam's traffic and one read of the weights and of the updates.
 

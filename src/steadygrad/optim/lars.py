@@ -63,7 +63,7 @@ class LARS(LayerwiseOptimizer):
     learning rate stands inside the momentum, as in Algorithm 1: after a cut of the learning rate the old,
     longer steps fade out over 1 / (1 - m) steps.
 
-    Values in use: trust_coefficient 1e-3, momentum 0.9, weight_decay 5e-4 (the paper, AlexNet and ResNet-50);
+    Values in use: trust_coefficient 1e-3 (most code), momentum 0.9, weight_decay 5e-4 (the paper, AlexNet);
     lr of the order of 10 with warm-up. min_rms 1e-3 is the floor of NFNets' clipping and of Adafactor; with
     0 a layer of zeros never moves (the paper), other implementations give it a plain SGD step of any size.
 

@@ -60,7 +60,7 @@ class MuonAdamW(LayerwiseOptimizer):
     alone torch.optim.Muon does; it refuses convolutions, is a second optimizer beside AdamW for the loop, the
     schedule and the checkpoint, and its step shrinks where ||G|| is below 1e-7 or beyond 1e19.
 
-    Values in use: lr 1e-3 (of AdamW) with "match_rms_adamw", momentum 0.95, nesterov, weight_decay 0.1 (Moonlight);
+    Values in use: AdamW's lr with "match_rms_adamw", momentum 0.95, nesterov, weight_decay 0.1 (Moonlight);
     lr 0.02 with "original" and AdamW at 3e-4 (Jordan). betas (0.9, 0.95), eps 1e-8.
 
     Cost: one buffer for Muon, two for AdamW; 5 Newton-Schulz steps (15 matrix products) for a matrix, in

@@ -48,7 +48,7 @@ def balance_(weight: Tensor) -> Tensor:
         >>> balance_(torch.tensor([[1.0, 3.0], [5.0, 5.0]])).tolist()
         [[-0.7071067690849304, 0.7071067690849304], [5.0, 5.0]]
 
-    Source: Liu et al. (2021), definition 2, https://arxiv.org/abs/2102.07227
+    Source: Liu et al. (2021), the balanced networks, https://arxiv.org/abs/2102.07227
     """
     if weight.ndim < 2:
         return weight
@@ -67,7 +67,7 @@ class Nero(LayerwiseOptimizer):
         w_u <- w_u - mean(w_u),  w_u <- w_u / ||w_u||        (constraints)
 
     for every neuron u: a row of a matrix, a filter of a convolution, an entry of a vector. sigma is the mean
-    norm of the tensor's neurons at its first step (1 with constraints, 0.01 for a tensor of zeros).
+    norm of the tensor's neurons at its first step (1 for a matrix with constraints, 0.01 for a tensor of zeros).
 
     When to use it: fully connected and convolutional nets and GANs without normalisation layers, in which
     the neurons of a layer have gradients of different scale; no learning rate to search.
@@ -77,7 +77,7 @@ class Nero(LayerwiseOptimizer):
     after it. A pre-trained net is not the same net afterwards. A neuron with one input (a depthwise 1 x 1
     convolution, Linear(1, n)) has no balanced form and is left free; in pytorch_optimizer it becomes 0.
 
-    Values in use: lr 0.01, beta 0.999 (the paper, "out of the box" in all its experiments).
+    Values in use: lr 0.01, beta 0.999 (its authors: right in almost all their experiments, else lr 0.001).
 
     Cost: one number a neuron; two reads of the gradients, two reads and writes of the weights.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -15,11 +16,17 @@ from steadygrad.clip import ZClip, chain, clip_by_global_norm_
 from steadygrad.init import initialise
 from steadygrad.nn.attention import qk_norm as add_qk_norm
 from steadygrad.nn.attention.qk_norm import QKNormHandle
-from steadygrad.recipes import edits
+from steadygrad.recipes import layers, rows
+from steadygrad.recipes.edits import Edits
 from steadygrad.recipes.recipe import ClipRule, Recipe, decayed_groups
 from steadygrad.schedule import warmup_cosine
 
-Change = Callable[[edits.Edits], None]
+UNCHANGED = (
+    "no layer was made residual: they are not in an nn.Sequential, or must stay as they are. Put nn.Residual around the "
+    "blocks of the model yourself; weights, optimizer, clipping and schedule are made all the same"
+)
+
+Change = Callable[[Edits], None]
 
 
 def deep_mlp(
@@ -47,8 +54,9 @@ def deep_mlp(
     Cost: a norm for each layer, a pass over the gradients for the clipping.
 
     Args:
-        model: any module, before training. Rows of equally wide linear layers with their activations are found in
-            each ``nn.Sequential``; a hand-written ``forward`` stays as it is, and ``changes`` says so.
+        model: any module, before training: weights that are not frozen are initialised anew. Rows of equally wide
+            linear layers with their activations are found in each ``nn.Sequential``. What is frozen, tied, hooked,
+            parametrised, part of a residual block, the output layer or a hand-written ``forward`` stays as it is.
         example_input: as for ``init.initialise``: a tensor, a tuple of arguments, or a dict.
         total_steps: steps of the whole run, at least 2.
         lr: largest learning rate, > 0.
@@ -63,7 +71,8 @@ def deep_mlp(
     or inf in a gradient is left out by ``Recipe.step``.
 
     Example:
-        >>> net = nn.Sequential(nn.Linear(4, 16), *(m for _ in range(20) for m in (nn.Linear(16, 16), nn.ReLU())))
+        >>> hidden = [m for _ in range(20) for m in (nn.Linear(16, 16), nn.ReLU())]
+        >>> net = nn.Sequential(nn.Linear(4, 16), *hidden, nn.Linear(16, 1))
         >>> recipe = deep_mlp(net, torch.zeros(1, 4), total_steps=1000)
         >>> print(recipe)
         model: the model: 20 layers made pre-activation residual blocks
@@ -77,13 +86,14 @@ def deep_mlp(
     combination: ``studies/combinations``
     """
 
-    def change(todo: edits.Edits) -> None:
-        edits.add_residuals(todo, edits.linear_width, edits.layer_norm_for, dropout)
+    def change(todo: Edits) -> None:
+        rows.add_residuals(todo, example_input, rows.linear_width, rows.layer_norm_for, dropout)
 
     return _made(
         model, example_input, change if change_model else None, scheme, total_steps, warmup_steps,
         optimizer=partial(_adamw, lr=lr, weight_decay=weight_decay),
         clip=_bound(max_norm),
+        unchanged=UNCHANGED,
     )  # fmt: skip
 
 
@@ -107,14 +117,14 @@ def conv_net(
     When to use it: image nets of some ten layers and more. With batches under 8 put `nn.GroupNorm` into the
     model, which is kept.
 
-    Values in use: lr 0.05 to 0.1 with momentum 0.9, weight_decay 5e-4 (He 2016 and Zagoruyko & Komodakis 2016, whose
-    wide blocks have dropout 0.3), max_norm 5.
+    Values in use: lr 0.1, momentum 0.9, weight_decay 1e-4 (He 2016); the same with Nesterov, weight_decay 5e-4 and
+    dropout 0.3 between the convolutions of a wide block (Zagoruyko & Komodakis 2016).
 
     Cost: a batch norm for each convolution, a pass over the gradients.
 
     Args:
         model: any module, before training. Rows of convolutions that keep the shape, with their activations, are found
-            in each ``nn.Sequential``; a hand-written ``forward`` stays as it is, and ``changes`` says so.
+            in each ``nn.Sequential``; what stays as it is: as for `deep_mlp`.
         example_input: as for ``init.initialise``: a tensor, a tuple of arguments, or a dict.
         total_steps: steps of the whole run, at least 2.
         lr: largest learning rate, > 0.
@@ -137,8 +147,8 @@ def conv_net(
     & Komodakis (2016), section 2.4, https://arxiv.org/abs/1605.07146
     """
 
-    def change(todo: edits.Edits) -> None:
-        edits.add_residuals(todo, edits.conv_width, edits.batch_norm_for, dropout)
+    def change(todo: Edits) -> None:
+        rows.add_residuals(todo, example_input, rows.conv_width, rows.batch_norm_for, dropout)
 
     def sgd(net: nn.Module) -> Optimizer:
         return torch.optim.SGD(decayed_groups(net, weight_decay), lr=lr, momentum=0.9, nesterov=True)
@@ -147,6 +157,7 @@ def conv_net(
         model, example_input, change if change_model else None, scheme, total_steps, warmup_steps,
         optimizer=sgd,
         clip=_bound(max_norm),
+        unchanged=UNCHANGED,
     )  # fmt: skip
 
 
@@ -175,7 +186,8 @@ def recurrent(
     Cost: a norm for each layer, a pass over the gradients; on a GPU what cuDNN gains from fusing layers.
 
     Args:
-        model: any module with `nn.RNN`, `nn.LSTM` or `nn.GRU` in it, before training.
+        model: any module with `nn.RNN`, `nn.LSTM` or `nn.GRU` in it, before training; one that is frozen, tied or
+            hooked stays as it is.
         example_input: as for ``init.initialise``: a tensor, a tuple of arguments, or a dict.
         total_steps: steps of the whole run, at least 2.
         lr: largest learning rate, > 0.
@@ -199,13 +211,14 @@ def recurrent(
     https://arxiv.org/abs/1312.6120
     """
 
-    def change(todo: edits.Edits) -> None:
-        edits.add_recurrent_residuals(todo, dropout)
+    def change(todo: Edits) -> None:
+        layers.add_recurrent_residuals(todo, dropout)
 
     return _made(
         model, example_input, change if change_model else None, scheme, total_steps, warmup_steps,
         optimizer=partial(_adamw, lr=lr, weight_decay=weight_decay),
         clip=_bound(max_norm),
+        unchanged="" if _has_recurrent(model) else "the model has no nn.RNN, nn.LSTM or nn.GRU that could be changed",
     )  # fmt: skip
 
 
@@ -235,8 +248,8 @@ def transformer(
     Cost: a pass over the gradients; `nn.attention.qk_norm` says its own.
 
     Args:
-        model: any module, before training. torch's own Transformer layers put their norms first; a hand-written
-            Transformer keeps its placement, and ``changes`` says so.
+        model: any module, before training. torch's own Transformer layers put their norms first; frozen ones and
+            a hand-written Transformer keep their placement.
         example_input: as for ``init.initialise``: a tensor, a tuple of arguments, or a dict.
         total_steps: steps of the whole run, at least 2.
         lr: largest learning rate, > 0.
@@ -261,12 +274,18 @@ def transformer(
     """
 
     return _made(
-        model, example_input, edits.norm_first if change_model else None, scheme, total_steps, warmup_steps,
+        model, example_input, layers.norm_first if change_model else None, scheme, total_steps, warmup_steps,
         optimizer=partial(_adamw, lr=lr, weight_decay=weight_decay, betas=(0.9, 0.95)),
         clip=chain(ZClip(), _bound(max_norm)),
         last=partial(add_qk_norm, example_input=example_input) if qk_norm else None,
         min_factor=0.1,
     )  # fmt: skip
+
+
+def _has_recurrent(model: nn.Module) -> bool:
+    return isinstance(model, nn.Module) and any(
+        isinstance(m, (nn.RNNBase, nn.RNNCellBase)) for m in model.modules()
+    )
 
 
 def _adamw(model: nn.Module, lr: float, weight_decay: float, **options: Any) -> Optimizer:
@@ -291,30 +310,39 @@ def _made(
     clip: ClipRule,
     min_factor: float = 0.0,
     last: Callable[[nn.Module], QKNormHandle] | None = None,
+    unchanged: str = "",
 ) -> Recipe:
     """Change the structure, initialise, and build the rest; on any failure the model is as it was."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be an nn.Module, got {type(model).__name__}")
+    if any(isinstance(m, nn.parallel.DistributedDataParallel) for m in model.modules()):
+        raise ValueError(
+            "the model is wrapped in DistributedDataParallel, which would not know of new parameters: make the "
+            "recipe first, and wrap recipe.model"
+        )
     if isinstance(total_steps, bool) or not isinstance(total_steps, int) or total_steps < 2:
         raise ValueError(f"total_steps must be at least 2, the steps of the whole run, got {total_steps!r}")
     warm = math.ceil(total_steps / 20) if warmup_steps is None else warmup_steps
     factor = partial(warmup_cosine, warmup_steps=warm, total_steps=total_steps, min_factor=min_factor)
     factor(0)  # this and the next line tell of bad settings before anything is changed
     optimizer(nn.Linear(1, 1))
-    todo = edits.Edits(model)
-    weights = {name: value.clone() for name, value in model.state_dict().items()}
+    todo = Edits(model)
+    tensors = [(t, t.detach().clone()) for t in (*model.parameters(), *model.buffers())]
     try:
         if change is not None:
             change(todo)
             if not todo.changes:
                 todo.changes.append("left as it is: nothing that this recipe knows how to change")
+                if unchanged:
+                    warnings.warn(f"{unchanged}; change_model=False silences this", stacklevel=3)
         report = initialise(todo.model, example_input, scheme)
         if last is not None:
             todo.changes.append(str(last(todo.model)))
+        chosen = optimizer(todo.model)
     except BaseException:
         todo.undo()
-        model.load_state_dict(weights)
+        for tensor, old in tensors:
+            tensor.data.copy_(old)
         raise
-    chosen = optimizer(todo.model)
     scheduler = torch.optim.lr_scheduler.LambdaLR(chosen, factor)
     return Recipe(todo.model, chosen, clip, scheduler, total_steps, tuple(todo.changes), report)

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from steadygrad.clip import ClipStats
 from steadygrad.init import InitReport
+from steadygrad.recipes.rows import NORMS
 from steadygrad.schedule import CurriculumSampler, ResumableLoader, ResumableSampler, competence_pacing
 
 ClipRule = Callable[[Sequence[Tensor | None]], ClipStats]
@@ -110,7 +111,13 @@ def _named(rule: Any) -> str:
 def decayed_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """Weight decay for matrices and kernels, none for biases, norms and scales."""
     trained = [p for p in model.parameters() if p.requires_grad]
+    if not trained:
+        raise ValueError(
+            f"{type(model).__name__} has no parameter with requires_grad: unfreeze what is to train"
+        )
+    norms = {p for m in model.modules() if isinstance(m, NORMS) for p in m.parameters()}
+    decayed = [p.ndim >= 2 and p not in norms for p in trained]
     return [
-        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": weight_decay},
-        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
+        {"params": [p for p, d in zip(trained, decayed, strict=True) if d], "weight_decay": weight_decay},
+        {"params": [p for p, d in zip(trained, decayed, strict=True) if not d], "weight_decay": 0.0},
     ]

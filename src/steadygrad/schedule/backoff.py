@@ -44,7 +44,7 @@ def back_off_factor(
         >>> [back_off_factor(k, depth=0.5, hold_steps=2, rewarm_steps=2) for k in range(5)]
         [0.5, 0.5, 0.75, 1.0, 1.0]
 
-    Source: re-warming: Gupta et al. (2023), section 4, https://arxiv.org/abs/2308.04014
+    Source: re-warming: Gupta et al. (2023), https://arxiv.org/abs/2308.04014
     """
     _check.fraction("depth", depth, zero=False)
     since = _check.step(step)
@@ -67,8 +67,8 @@ class BackOff(LRFactor):
     good is better lowered in the script: ``hold_steps=None`` never comes back. The scheduler runs on
     meanwhile. More under `LRFactor`.
 
-    Values in use: factor 0.5; OPT-175B's log has cuts to 0.9 and to 2/3, kept for good. For the way back the
-    length of the run's own warm-up.
+    Values in use: factor 0.5; OPT-175B went back to a checkpoint and on at a lower rate after each divergence. For
+    the way back the length of the run's own warm-up.
 
     Cost: a few operations on single numbers a step; nothing once the rate is back.
 
@@ -99,7 +99,7 @@ class BackOff(LRFactor):
         [0.25, 0.625, 1.0, 1.0]
 
     Source: lowering after a divergence: Zhang et al. (2022), OPT, section 2.5,
-    https://arxiv.org/abs/2205.01068; re-warming: Gupta et al. (2023), section 4, https://arxiv.org/abs/2308.04014
+    https://arxiv.org/abs/2205.01068; re-warming: Gupta et al. (2023), https://arxiv.org/abs/2308.04014
     """
 
     def __init__(

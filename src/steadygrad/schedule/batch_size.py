@@ -42,7 +42,7 @@ def linear_batch_size(num_samples: int, start: int, end: int, ramp_samples: int,
         [8, 16, 24, 32]
 
     Source: Brown et al. (2020), appendix B, https://arxiv.org/abs/2005.14165; the learning rate: Goyal et al.
-    (2017), section 2.1, https://arxiv.org/abs/1706.02677, and Malladi et al. (2022), section 1,
+    (2017), section 2.1, https://arxiv.org/abs/1706.02677, and Malladi et al. (2022),
     https://arxiv.org/abs/2205.10287
     """
     _bounds(start, end)

@@ -88,12 +88,12 @@ class LengthSampler(BatchSampler):
         )
 
     When to use it: language models at large batch and rate: long sequences early are what makes the gradient's
-    variance explode. Not together with a batch-size ramp: both cut the tokens of a step (Li et al.).
+    variance explode. Not together with a batch-size ramp: both cut the tokens of a step.
 
     Limits: the first steps see fewer tokens, so that a schedule in steps should become one in tokens. Shapes
     change: a compiled model recompiles at each new length; few, coarse lengths help.
 
-    Values in use: linear from 8 or 64 tokens over 10 to 40 % of the steps (Li et al.).
+    Values in use: linear from 8 or 64 tokens over some ten thousand steps (Li et al.).
 
     Cost: none beside what the cut saves.
 

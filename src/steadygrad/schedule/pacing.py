@@ -104,7 +104,7 @@ def competence_pacing(step: int, total_steps: int, start: float = 0.01, degree: 
         >>> [round(competence_pacing(step, total_steps=4, start=0.2), 3) for step in (0, 1, 2, 4)]
         [0.2, 0.529, 0.721, 1.0]
 
-    Source: Platanios et al. (2019), equation 7 (square root) and 8 (any root), https://arxiv.org/abs/1903.09848
+    Source: Platanios et al. (2019), the root competence functions, https://arxiv.org/abs/1903.09848
     """
     _check.positive("degree", degree)
     x = _done(step, total_steps, start)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
@@ -49,7 +47,7 @@ def self_paced_weights(losses: Tensor, threshold: float | Tensor) -> Tensor:
     if not isinstance(losses, Tensor) or not losses.is_floating_point():
         got = losses.dtype if isinstance(losses, Tensor) else type(losses).__name__
         raise TypeError(f"losses must be a float tensor, one entry for each sample, got {got}")
-    if not isinstance(threshold, Tensor) and not (threshold > 0 and not math.isnan(threshold)):
+    if not isinstance(threshold, Tensor) and not threshold > 0:  # nan fails too
         raise ValueError(f"threshold must be above 0, got {threshold}")
     values = losses.float() if losses.dtype in (torch.float16, torch.bfloat16) else losses
     return ((values < threshold) & values.isfinite()).to(losses.dtype)

@@ -90,7 +90,7 @@ def exponential_warmup(step: int, warmup_steps: int, start_factor: float = 0.01)
     When to use it: the largest rate that is still stable is not known within a factor of ten: the rate spends
     as many steps in each decade. For the saturating exponential see `untuned_exponential_warmup`.
 
-    Values in use: s = 0.01; fastai's learning-rate finder rises like this over seven decades.
+    Values in use: s = 0.01; fastai's learning-rate finder rises like this from 1e-7 to 10.
 
     Cost: a few operations on single numbers.
 
@@ -169,7 +169,7 @@ def sqrt_warmup(step: int, warmup_steps: int, start_factor: float = 0.0) -> floa
         >>> [round(sqrt_warmup(step, warmup_steps=4), 3) for step in range(5)]
         [0.5, 0.707, 0.866, 1.0, 1.0]
 
-    Source: the competence of Platanios et al. (2019), equation 7 at c_0 = 0, used as a rate,
+    Source: the competence of Platanios et al. (2019) at p = 2 and c_0 = 0, used as a rate,
     https://arxiv.org/abs/1903.09848
     """
     _check.fraction("start_factor", start_factor)

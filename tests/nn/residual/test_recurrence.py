@@ -49,6 +49,14 @@ def test_the_call_is_that_of_torch(rnn):
     assert not torch.equal(again[0], got[0])
 
 
+def test_frozen_weights_stay_frozen(rnn):
+    rnn.requires_grad_(False)
+    rnn.weight_hh_l1.requires_grad_(True)
+    layers = ResidualRecurrence(rnn).layers
+    trained = [i for i, layer in enumerate(layers) for p in layer.parameters() if p.requires_grad]
+    assert trained == [1] and layers[1].weight_hh_l0.requires_grad
+
+
 def test_the_equation(rnn):
     net = ResidualRecurrence(rnn)
     x = inputs(rnn, 5, 2)

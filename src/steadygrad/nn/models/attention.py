@@ -45,7 +45,7 @@ class Attention(nn.Module):
         torch.Size([2, 5, 16])
 
     Source: Vaswani et al. (2017), section 3.2, https://arxiv.org/abs/1706.03762; sub-LN: Wang et al. (2022,
-    Magneto), section 3, https://arxiv.org/abs/2210.06423
+    Magneto), https://arxiv.org/abs/2210.06423
     """
 
     def __init__(

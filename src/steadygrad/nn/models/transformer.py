@@ -143,12 +143,11 @@ def transformer_encoder(
 
     When to use it: sequences of tokens or of numbers that are seen whole.
 
-    Values in use: placement "pre" (all since GPT-2) without much warm-up; "post" for 6 to 12 layers with
+    Values in use: placement "pre" (GPT-2 and most since) without much warm-up; "post" for 6 to 12 layers with
     warm-up (Vaswani, BERT), or to 1000 with ``skip_scale=init.deepnorm_constants(depth, 0).encoder.alpha`` and
     ``init.initialise(scheme="deepnorm")`` (Wang 2022); None with ``scale=SkipInit`` (ReZero), or with
     ``init.initialise(scheme="t_fixup")``; ``scale=LayerScale`` and drop_path 0.1 and more (CaiT); sub_norm a
-    layer norm (Magneto); dropout 0.1;
-    dim_feedforward 4 d_model.
+    layer norm (Magneto); dropout 0.1; dim_feedforward 4 d_model.
 
     Cost: about 12 depth d_model^2 parameters; attention grows as the square of the length.
 
@@ -183,7 +182,7 @@ def transformer_encoder(
         torch.Size([5, 3])
 
     Source: Vaswani et al. (2017), section 3, https://arxiv.org/abs/1706.03762; the placement of the norm: Xiong
-    et al. (2020), https://arxiv.org/abs/2002.04745; sub-LN: Wang et al. (2022, Magneto), section 3,
+    et al. (2020), https://arxiv.org/abs/2002.04745; sub-LN: Wang et al. (2022, Magneto),
     https://arxiv.org/abs/2210.06423
     """
     embedding = _embedding(in_features, vocab_size, d_model)

@@ -66,8 +66,8 @@ class DropPath(nn.Module):
     When to use it: deep residual nets and Transformers that overfit; and very deep ones, whose gradient
     then takes a shorter way in training. It goes at the end of the branch, before the sum.
 
-    Values in use: rates that rise linearly with the depth (`drop_path_rates`) to 0.5 at the last of 54 or
-    more blocks (Huang, CIFAR and ImageNet ResNets), 0.1 (DeiT-S, DeiT-B), 0.1 to 0.5 (ConvNeXt-T to -L).
+    Values in use: rates that rise linearly with the depth (`drop_path_rates`) to 0.5 at the last block
+    (Huang, ResNets of 50 blocks and more), 0.1 (DeiT-S, DeiT-B), 0.1 to 0.5 (ConvNeXt-T to -L).
 
     Cost: one number drawn for each example, one product. The branch is computed also where it is dropped.
 

@@ -63,7 +63,7 @@ class GRUGate(_Gate):
         >>> GRUGate(8)(torch.randn(2, 8), torch.randn(2, 8)).shape
         torch.Size([2, 8])
 
-    Source: Parisotto et al. (2019), section 3.2 (Gated-Recurrent-Unit-type gating),
+    Source: Parisotto et al. (2019), Gated-Recurrent-Unit-type gating,
     https://arxiv.org/abs/1910.06764
     """
 
@@ -106,7 +106,7 @@ class InputGate(_Gate):
         >>> InputGate(8)(torch.randn(2, 8), torch.randn(2, 8)).shape
         torch.Size([2, 8])
 
-    Source: Parisotto et al. (2019), section 3.2 (Input), https://arxiv.org/abs/1910.06764
+    Source: Parisotto et al. (2019), Input gating, https://arxiv.org/abs/1910.06764
     """
 
     maps = ("w",)
@@ -139,7 +139,7 @@ class OutputGate(_Gate):
         >>> OutputGate(8)(torch.randn(2, 8), torch.randn(2, 8)).shape
         torch.Size([2, 8])
 
-    Source: Parisotto et al. (2019), section 3.2 (Output), https://arxiv.org/abs/1910.06764
+    Source: Parisotto et al. (2019), Output gating, https://arxiv.org/abs/1910.06764
     """
 
     maps = ("w",)
@@ -172,7 +172,7 @@ class HighwayGate(_Gate):
         >>> HighwayGate(8)(torch.randn(2, 8), torch.randn(2, 8)).shape
         torch.Size([2, 8])
 
-    Source: Parisotto et al. (2019), section 3.2 (Highway), https://arxiv.org/abs/1910.06764
+    Source: Parisotto et al. (2019), Highway gating, https://arxiv.org/abs/1910.06764
     """
 
     maps = ("w",)
@@ -207,7 +207,7 @@ class SigmoidTanhGate(_Gate):
         >>> SigmoidTanhGate(8)(torch.zeros(2, 8), 1e6 * torch.randn(2, 8)).abs().max().item() <= 1
         True
 
-    Source: Parisotto et al. (2019), section 3.2 (Sigmoid-Tanh), https://arxiv.org/abs/1910.06764
+    Source: Parisotto et al. (2019), Sigmoid-Tanh gating, https://arxiv.org/abs/1910.06764
     """
 
     maps = ("w", "u")

@@ -124,7 +124,8 @@ def _layer(rnn: nn.RNNBase, index: int) -> nn.RNNBase:
     layer = kind(size, rnn.hidden_size, device=weight.device, dtype=weight.dtype, **options)
     with torch.no_grad():
         for name, parameter in layer.named_parameters():
-            parameter.copy_(getattr(rnn, name.replace("_l0", f"_l{index}")))
+            old = getattr(rnn, name.replace("_l0", f"_l{index}"))
+            parameter.copy_(old).requires_grad_(old.requires_grad)
     return layer
 
 

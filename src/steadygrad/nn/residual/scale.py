@@ -20,7 +20,7 @@ class SkipInit(nn.Module):
     one rule under two names.
 
     Values in use: 0 (De & Smith, ResNets without batch norm; Bachlechner, Transformers and nets of 10,000
-    layers); 1 / sqrt(2L) is the other value that De & Smith try, fixed or learned.
+    layers); up to about 1 / sqrt(L) for L blocks it still trains (De & Smith).
 
     Cost: one product; one parameter.
 
