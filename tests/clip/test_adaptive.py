@@ -207,7 +207,7 @@ def test_a_saved_state_of_other_settings_is_refused():
         AutoClip(history_length=20).load_state_dict(rule.state_dict())
     with pytest.raises(TypeError, match="history must be a tensor, got list"):
         rule.load_state_dict({"num": torch.tensor(1), "history": [1.0]})
-    with pytest.raises(TypeError, match="warmup_steps must be an integer, got float"):
+    with pytest.raises(TypeError, match="warmup_steps must be a whole number, got float"):
         ZClip(warmup_steps=10.0)
 
 

@@ -147,28 +147,3 @@ def match(grads: Sequence[Tensor | None], others: Sequence[Tensor | None], name:
             raise TypeError(f"{name}[{i}] must be a tensor or None, got {type(o).__name__}")
         if isinstance(g, Tensor) and o is not None and g.shape != o.shape:
             raise ValueError(f"{name}[{i}] has shape {tuple(o.shape)}, and its gradient {tuple(g.shape)}")
-
-
-def positive(name: str, value: float, *, finite: bool = False) -> float:
-    """Return ``value`` if it is a number > 0 (inf allowed unless ``finite``)."""
-    if isinstance(value, Tensor) or not isinstance(value, (int, float)):
-        raise TypeError(f"{name} must be a number, got {type(value).__name__}")
-    if not value > 0 or (finite and math.isinf(value)):  # nan fails too
-        raise ValueError(f"{name} must be positive{' and finite' if finite else ''}, got {value}")
-    return float(value)
-
-
-def fraction(name: str, value: float) -> float:
-    """Return ``value`` if 0 <= value < 1."""
-    if not 0 <= value < 1:
-        raise ValueError(f"{name} must be at least 0 and below 1, got {value}")
-    return float(value)
-
-
-def count(name: str, value: int, *, least: int) -> int:
-    """Return ``value`` if it is an integer of at least ``least``."""
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise TypeError(f"{name} must be an integer, got {type(value).__name__}")
-    if value < least:
-        raise ValueError(f"{name} must be at least {least}, got {value}")
-    return value

@@ -13,17 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from steadygrad._check import count, fraction, positive
 from steadygrad.clip._memory import Memory, Remembers, updated
-from steadygrad.clip._tensors import (
-    checked,
-    count,
-    fraction,
-    joint_norm,
-    norms_of,
-    positive,
-    scale_,
-    scale_each_,
-)
+from steadygrad.clip._tensors import checked, joint_norm, norms_of, scale_, scale_each_
 from steadygrad.clip.stats import ClipStats, clip_stats, nothing_to_clip
 
 
@@ -84,7 +76,7 @@ class ZClip(Remembers):
     memory: Memory = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
-        fraction("alpha", self.alpha)
+        fraction("alpha", self.alpha, one=False)
         positive("z_thres", self.z_thres, finite=True)
         positive("eps", self.eps, finite=True)
         count("warmup_steps", self.warmup_steps, least=2)
@@ -264,7 +256,7 @@ class AdaGC(Remembers):
     def __post_init__(self) -> None:
         if not 1 < self.lambda_rel < float("inf"):
             raise ValueError(f"lambda_rel must be above 1 and finite, got {self.lambda_rel}")
-        fraction("beta", self.beta)
+        fraction("beta", self.beta, one=False)
         positive("lambda_abs", self.lambda_abs)
         count("warmup_steps", self.warmup_steps, least=1)
 

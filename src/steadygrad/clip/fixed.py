@@ -7,15 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from steadygrad.clip._tensors import (
-    checked,
-    clamp_,
-    joint_norm,
-    norms_of,
-    positive,
-    scale_,
-    scale_each_,
-)
+from steadygrad._check import positive
+from steadygrad.clip._tensors import checked, clamp_, joint_norm, norms_of, scale_, scale_each_
 from steadygrad.clip.stats import ClipStats, clip_stats, nothing_to_clip
 
 

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from steadygrad.clip._tensors import checked, count, joint_norm, match, norms_of, positive, refuse_sparse
+from steadygrad._check import count, positive
+from steadygrad.clip._tensors import checked, joint_norm, match, norms_of, refuse_sparse
 from steadygrad.clip.stats import ClipStats, clip_stats, nothing_to_clip
 
 

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from steadygrad.clip._tensors import checked, joint_norm, match, norms_of, positive
+from steadygrad._check import positive
+from steadygrad.clip._tensors import checked, joint_norm, match, norms_of
 from steadygrad.clip.stats import ClipStats, clip_stats, nothing_to_clip
 
 

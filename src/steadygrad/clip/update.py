@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from torch.optim import Adam, AdamW, Optimizer
 
-from steadygrad.clip._tensors import checked, match, positive, refuse_sparse, scale_each_
+from steadygrad._check import positive
+from steadygrad.clip._tensors import checked, match, refuse_sparse, scale_each_
 from steadygrad.clip.stats import ClipStats, clip_stats, nothing_to_clip
 
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from steadygrad.clip._tensors import fraction
+from steadygrad._check import fraction
 from steadygrad.optim._step import Batch
 
 
@@ -50,4 +50,4 @@ def check_betas(betas: Sequence[float]) -> None:
     if not isinstance(betas, (tuple, list)) or len(betas) != 2:
         raise TypeError(f"betas must be two numbers, got {betas!r}")
     for i, beta in enumerate(betas):
-        fraction(f"betas[{i}]", beta)
+        fraction(f"betas[{i}]", beta, one=False)

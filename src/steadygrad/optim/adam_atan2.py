@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from steadygrad.clip._tensors import positive
+from steadygrad._check import positive
 from steadygrad.optim._adam import check_betas, corrected_moments, fresh_moments
 from steadygrad.optim._norms import decay_, on, scale_
 from steadygrad.optim._step import Batch, Group, LayerwiseOptimizer, at_least_zero

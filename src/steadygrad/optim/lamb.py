@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from steadygrad.clip._tensors import positive
+from steadygrad._check import positive
 from steadygrad.optim._adam import adam_directions, check_betas, fresh_moments
 from steadygrad.optim._norms import norms, on, ratio, scale_, weight_norms
 from steadygrad.optim._step import Batch, Group, LayerwiseOptimizer, at_least_zero

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from steadygrad.clip._tensors import fraction, positive
+from steadygrad._check import fraction, positive
 from steadygrad.optim._norms import norms, on, ratio, scale_, weight_norms
 from steadygrad.optim._step import Batch, Group, LayerwiseOptimizer, at_least_zero
 
@@ -121,7 +121,7 @@ class LARS(LayerwiseOptimizer):
         super().__init__(params, defaults)
 
     def _check(self, group: Group) -> None:
-        fraction("momentum", group["momentum"])
+        fraction("momentum", group["momentum"], one=False)
         at_least_zero("weight_decay", group["weight_decay"])
         positive("trust_coefficient", group["trust_coefficient"], finite=True)
         at_least_zero("min_rms", group["min_rms"])

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import ParamsT
 
-from steadygrad.clip._tensors import count, fraction, positive
+from steadygrad._check import count, fraction, positive
 from steadygrad.optim._adam import adam_directions, check_betas, fresh_moments
 from steadygrad.optim._norms import decay_, on, scale_
 from steadygrad.optim._step import Batch, Group, LayerwiseOptimizer, at_least_zero, refuse_complex_and_sharded
@@ -132,7 +132,7 @@ class MuonAdamW(LayerwiseOptimizer):
 
     def _check(self, group: Group) -> None:
         at_least_zero("weight_decay", group["weight_decay"])
-        fraction("momentum", group["momentum"])
+        fraction("momentum", group["momentum"], one=False)
         count("ns_steps", group["ns_steps"], least=1)
         check_betas(group["betas"])
         positive("eps", group["eps"], finite=True)

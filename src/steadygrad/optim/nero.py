@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from steadygrad.clip._tensors import fraction
+from steadygrad._check import fraction
 from steadygrad.clip.unitwise import unit_norm
 from steadygrad.optim._norms import on, scale_
 from steadygrad.optim._step import (
@@ -118,7 +118,7 @@ class Nero(LayerwiseOptimizer):
         super().__init__(params, {"lr": lr, "beta": beta, "constraints": constraints, "maximize": maximize})
 
     def _check(self, group: Group) -> None:
-        fraction("beta", group["beta"])
+        fraction("beta", group["beta"], one=False)
         refuse_complex_and_sharded(self, group["params"])
 
     def add_param_group(self, param_group: Group) -> None:

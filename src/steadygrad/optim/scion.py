@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import ParamsT
 
-from steadygrad.clip._tensors import fraction, positive
+from steadygrad._check import fraction, positive
 from steadygrad.optim._norms import decay_, on, scale_
 from steadygrad.optim._step import Batch, Group, LayerwiseOptimizer, refuse_complex_and_sharded
 from steadygrad.optim.orthogonal import orthogonalise_each
@@ -138,7 +138,7 @@ class Scion(LayerwiseOptimizer):
         super().__init__(params, defaults)
 
     def _check(self, group: Group) -> None:
-        fraction("momentum", group["momentum"])
+        fraction("momentum", group["momentum"], one=False)
         positive("scale", group["scale"], finite=True)
         refuse_complex_and_sharded(self, group["params"])
         norm = group["norm"]

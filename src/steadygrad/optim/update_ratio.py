@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from steadygrad._check import positive
 from steadygrad.clip import ClipStats
-from steadygrad.clip._tensors import _local, positive
+from steadygrad.clip._tensors import _local
 from steadygrad.clip.stats import clip_stats, nothing_to_clip
 from steadygrad.optim._norms import norms, weight_norms
 from steadygrad.optim._step import working_dtype

@@ -22,8 +22,8 @@ from steadygrad.recipes.recipe import ClipRule, Recipe, decayed_groups
 from steadygrad.schedule import warmup_cosine
 
 UNCHANGED = (
-    "no layer was made residual: they are not in an nn.Sequential, or must stay as they are. Put nn.Residual around the "
-    "blocks of the model yourself; weights, optimizer, clipping and schedule are made all the same"
+    "no layer was made residual: they are not in an nn.Sequential, or must stay as they are. Put nn.Residual around "
+    "the blocks of the model yourself; weights, optimizer, clipping and schedule are made all the same"
 )
 
 Change = Callable[[Edits], None]

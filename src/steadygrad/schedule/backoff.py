@@ -7,7 +7,8 @@ from typing import Any
 
 from torch.optim import Optimizer
 
-from steadygrad.schedule import _check
+from steadygrad import _check
+from steadygrad.schedule._step import checked_step
 from steadygrad.schedule.factor import LRFactor, _check_names
 from steadygrad.schedule.warmup_shapes import linear_warmup
 
@@ -47,7 +48,7 @@ def back_off_factor(
     Source: re-warming: Gupta et al. (2023), https://arxiv.org/abs/2308.04014
     """
     _check.fraction("depth", depth, zero=False)
-    since = _check.step(step)
+    since = checked_step(step)
     if hold_steps is None or since < _check.count("hold_steps", hold_steps, 0):
         return depth
     w = shape(since - hold_steps, rewarm_steps)

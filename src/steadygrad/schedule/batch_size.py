@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from steadygrad.schedule import _check
+from steadygrad import _check
+from steadygrad.schedule._step import checked_step
 
 
 def _bounds(start: int, end: int) -> None:
@@ -119,7 +120,7 @@ def milestone_batch_size(step: int, sizes: Mapping[int, int]) -> int:
 
     Source: Smith et al. (2018), section 5.1, https://arxiv.org/abs/1711.00489
     """
-    now = _check.step(step)
+    now = checked_step(step)
     for milestone, size in sizes.items():
         _check.count("a milestone", milestone, 0)
         _check.count("a batch size", size, 1)

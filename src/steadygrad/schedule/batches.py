@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from torch.utils.data import Sampler
 
-from steadygrad.schedule import _check
+from steadygrad import _check
 from steadygrad.schedule.sampler import IndexSampler, check_same
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from steadygrad.schedule import _check
+from steadygrad import _check
 from steadygrad.schedule.sampler import IndexSampler, check_same, mixed_seed
 
 Difficulty = Sequence[float] | np.ndarray | Tensor

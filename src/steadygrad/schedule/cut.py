@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from steadygrad.schedule import _check
+from steadygrad import _check
 
 Dims = int | tuple[int, ...]
 

@@ -15,7 +15,7 @@ from typing import Any
 from torch import Tensor
 from torch.optim import Optimizer
 
-from steadygrad.schedule import _check
+from steadygrad import _check
 from steadygrad.schedule.warmup_shapes import linear_warmup, untuned_linear_warmup
 
 FactorOfStep = Callable[[int], float]

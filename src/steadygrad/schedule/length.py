@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from torch.utils.data import Dataset, default_collate
 
-from steadygrad.schedule import _check
+from steadygrad import _check
 from steadygrad.schedule.batches import BatchSampler, Cursor, RampedBatchSampler
 from steadygrad.schedule.cut import Dims, fold, owned, truncate
 

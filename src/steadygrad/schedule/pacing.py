@@ -5,14 +5,15 @@ They serve the samplers of `curriculum`, the length warm-up and any other ramp b
 
 from __future__ import annotations
 
-from steadygrad.schedule import _check
+from steadygrad import _check
+from steadygrad.schedule._step import checked_step
 
 
 def _done(step: int, total_steps: int, start: float) -> float:
     """Share of the way that lies behind."""
     _check.fraction("start", start)
     _check.count("total_steps", total_steps, 1)
-    return min(1.0, _check.step(step) / total_steps)
+    return min(1.0, checked_step(step) / total_steps)
 
 
 def linear_pacing(step: int, total_steps: int, start: float = 0.1) -> float:
@@ -74,7 +75,7 @@ def root_pacing(step: int, total_steps: int, start: float = 0.1, degree: float =
     Source: DeepSpeed's curriculum scheduler, "fixed_root",
     https://www.deepspeed.ai/tutorials/curriculum-learning/
     """
-    _check.positive("degree", degree)
+    _check.positive("degree", degree, finite=True)
     x = _done(step, total_steps, start)
     return 1.0 if x == 1 else start + (1 - start) * x ** (1 / degree)
 
@@ -106,7 +107,7 @@ def competence_pacing(step: int, total_steps: int, start: float = 0.01, degree: 
 
     Source: Platanios et al. (2019), the root competence functions, https://arxiv.org/abs/1903.09848
     """
-    _check.positive("degree", degree)
+    _check.positive("degree", degree, finite=True)
     x = _done(step, total_steps, start)
     at_start = start**degree
     return 1.0 if x == 1 else max(start, min(1.0, (x * (1 - at_start) + at_start) ** (1 / degree)))
@@ -140,10 +141,10 @@ def exponential_pacing(step: int, step_length: int, start: float = 0.04, increas
     Source: Hacohen & Weinshall (2019), section 2, "fixed exponential pacing", https://arxiv.org/abs/1904.03626
     """
     _check.fraction("start", start, zero=False)
-    _check.positive("increase", increase)
+    _check.positive("increase", increase, finite=True)
     if increase <= 1:
         raise ValueError(f"increase must be above 1, got {increase}: the curriculum would never open")
-    stair = _check.step(step) // _check.count("step_length", step_length, 1)
+    stair = checked_step(step) // _check.count("step_length", step_length, 1)
     try:
         return min(1.0, start * float(increase) ** stair)
     except OverflowError:
@@ -175,4 +176,4 @@ def single_step_pacing(step: int, step_length: int, start: float = 0.1) -> float
     Source: Hacohen & Weinshall (2019), section 2, "single step pacing", https://arxiv.org/abs/1904.03626
     """
     _check.fraction("start", start)
-    return start if _check.step(step) < _check.count("step_length", step_length, 1) else 1.0
+    return start if checked_step(step) < _check.count("step_length", step_length, 1) else 1.0

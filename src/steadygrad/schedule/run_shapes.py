@@ -11,7 +11,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from steadygrad.schedule import _check
+from steadygrad import _check
+from steadygrad.schedule._step import checked_step
 from steadygrad.schedule.warmup_shapes import linear_warmup
 
 
@@ -41,7 +42,7 @@ def inverse_sqrt(step: int, warmup_steps: int) -> float:
     Source: Vaswani et al. (2017), equation 3, https://arxiv.org/abs/1706.03762
     """
     _check.count("warmup_steps", warmup_steps, 1)
-    t = _check.step(step) + 1
+    t = checked_step(step) + 1
     return min(t / warmup_steps, math.sqrt(warmup_steps / t))
 
 
@@ -49,7 +50,7 @@ def _rest(step: int, start: int, total_steps: int, min_factor: float) -> float:
     """How much of the way from ``start`` to the last step is done, 0 to 1."""
     _check.fraction("min_factor", min_factor)
     _check.count("total_steps", total_steps, start + 1, ": the warm-up must leave at least one step")
-    return min(1.0, max(0.0, (_check.step(step) + 1 - start) / (total_steps - start)))
+    return min(1.0, max(0.0, (checked_step(step) + 1 - start) / (total_steps - start)))
 
 
 def warmup_cosine(step: int, warmup_steps: int, total_steps: int, min_factor: float = 0.0) -> float:

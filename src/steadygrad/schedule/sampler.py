@@ -15,7 +15,7 @@ from typing import Any
 import torch.distributed
 from torch.utils.data import DistributedSampler, Sampler
 
-from steadygrad.schedule import _check
+from steadygrad import _check
 
 
 def mixed_seed(*numbers: int) -> int:

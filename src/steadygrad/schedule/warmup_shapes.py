@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import math
 
-from steadygrad.schedule import _check
+from steadygrad import _check
+from steadygrad.schedule._step import checked_step
 
 
 def _progress(step: int, warmup_steps: int) -> float:
     """t / N, at most 1."""
     _check.count("warmup_steps", warmup_steps, 0)
-    t = _check.step(step) + 1
+    t = checked_step(step) + 1
     return 1.0 if t >= warmup_steps else t / warmup_steps
 
 
@@ -203,7 +204,7 @@ def untuned_linear_warmup(step: int, beta2: float) -> float:
     Source: Ma & Yarats (2021), the rule-of-thumb schedules, https://arxiv.org/abs/1910.04209
     """
     _check.fraction("beta2", beta2, one=False)
-    return min(1.0, (1 - beta2) / 2 * (_check.step(step) + 1))
+    return min(1.0, (1 - beta2) / 2 * (checked_step(step) + 1))
 
 
 def untuned_exponential_warmup(step: int, beta2: float) -> float:
@@ -232,4 +233,4 @@ def untuned_exponential_warmup(step: int, beta2: float) -> float:
     Source: Ma & Yarats (2021), the rule-of-thumb schedules, https://arxiv.org/abs/1910.04209
     """
     _check.fraction("beta2", beta2, one=False)
-    return -math.expm1(-(1 - beta2) * (_check.step(step) + 1))
+    return -math.expm1(-(1 - beta2) * (checked_step(step) + 1))

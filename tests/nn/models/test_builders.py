@@ -213,7 +213,7 @@ def test_deep_residual_nets_learn_what_a_plain_one_does_not():
     [
         (ValueError, "in_features must be at least 1, got 0", lambda: mlp(0, 2, width=4, depth=1)),
         (ValueError, "width must be at least 1, got -3", lambda: residual_mlp(2, 2, width=-3, depth=1)),
-        (TypeError, "out_features must be an int, got float", lambda: highway_mlp(2, 2.0, width=4, depth=1)),
+        (TypeError, "out_features must be a whole number, got float", lambda: highway_mlp(2, 2.0, width=4, depth=1)),
         (ValueError, "gate_bias must be finite", lambda: highway_mlp(2, 2, width=4, depth=1, gate_bias=math.nan)),
         (ValueError, "growth must be at least 1", lambda: dense_mlp(2, 2, depth=1, growth=0)),
         (ValueError, "dropout must be between 0 and 1", lambda: mlp(2, 2, width=4, depth=1, dropout=-1.0)),

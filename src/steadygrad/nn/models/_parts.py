@@ -8,7 +8,8 @@ from typing import Any
 
 from torch import nn
 
-from steadygrad.nn.residual._check import count, factory, probability
+from steadygrad._check import count, fraction
+from steadygrad.nn.residual._factory import factory
 from steadygrad.nn.residual.drop_path import drop_path_rates
 from steadygrad.nn.residual.residual import Placement, Residual
 from steadygrad.nn.residual.scale import SkipInit
@@ -52,7 +53,7 @@ def residual(
 def block_rates(depth: int, drop_path: float) -> list[float]:
     """The rate of stochastic depth of each block; there must be one block."""
     count("depth", depth)
-    return drop_path_rates(depth, probability("drop_path", drop_path))
+    return drop_path_rates(depth, fraction("drop_path", drop_path))
 
 
 def check_factories(**made: object) -> None:

@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from steadygrad._check import count, fraction
 from steadygrad.nn.models._parts import Norm
-from steadygrad.nn.residual._check import count, probability
 
 
 class Attention(nn.Module):
@@ -62,7 +62,7 @@ class Attention(nn.Module):
         if count("d_model", d_model) % count("num_heads", num_heads):
             raise ValueError(f"d_model must be a multiple of num_heads, got {d_model} and {num_heads}")
         self.num_heads = num_heads
-        self.dropout = probability("dropout", dropout)
+        self.dropout = fraction("dropout", dropout)
         self.causal = causal
         self.q_proj = nn.Linear(d_model, d_model, bias=bias)
         self.k_proj = nn.Linear(d_model, d_model, bias=bias)

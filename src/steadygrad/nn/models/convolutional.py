@@ -6,8 +6,8 @@ from collections import OrderedDict
 
 from torch import nn
 
+from steadygrad._check import count, fraction
 from steadygrad.nn.models._parts import Activation, Norm, Scale, block_rates, check_factories, make_scale
-from steadygrad.nn.residual._check import count, probability
 from steadygrad.nn.residual.dense_block import DenseBlock
 from steadygrad.nn.residual.residual import Residual
 
@@ -157,7 +157,7 @@ def densenet(
     count("depth", depth, least=num_stages)
     check_factories(activation=activation, norm=norm)
     count("bottleneck", bottleneck)
-    probability("dropout", dropout)
+    fraction("dropout", dropout)
     if not 0 < compression <= 1:
         raise ValueError(f"compression must be above 0 and at most 1, got {compression}")
     channels = 2 * growth

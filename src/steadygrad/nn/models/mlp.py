@@ -6,6 +6,7 @@ from collections import OrderedDict
 
 from torch import nn
 
+from steadygrad._check import count, fraction, number
 from steadygrad.nn.models._parts import (
     Activation,
     Gate,
@@ -16,7 +17,6 @@ from steadygrad.nn.models._parts import (
     ends_without_norm,
     residual,
 )
-from steadygrad.nn.residual._check import count, finite, probability
 from steadygrad.nn.residual.dense_block import DenseBlock
 from steadygrad.nn.residual.highway import highway_linear
 from steadygrad.nn.residual.residual import Placement
@@ -69,7 +69,7 @@ def mlp(
     """
     _check(in_features, out_features, width, depth)
     check_factories(activation=activation, norm=norm)
-    probability("dropout", dropout)
+    fraction("dropout", dropout)
     layers: list[nn.Module] = []
     for index in range(depth):
         layers.append(nn.Linear(width if index else in_features, width, bias=bias))
@@ -208,7 +208,7 @@ def highway_mlp(
     """
     _check(in_features, out_features, width, depth)
     check_factories(activation=activation)
-    finite("gate_bias", gate_bias)
+    number("gate_bias", gate_bias)
     blocks = (highway_linear(width, activation=activation, gate_bias=gate_bias) for _ in range(depth))
     return nn.Sequential(
         OrderedDict(
@@ -265,7 +265,7 @@ def dense_mlp(
     _check(in_features, out_features, 1, depth)
     check_factories(activation=activation, norm=norm)
     count("growth", growth)
-    probability("dropout", dropout)
+    fraction("dropout", dropout)
 
     def layer(features: int) -> nn.Sequential:
         parts: list[nn.Module] = [nn.Linear(features, growth)]

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
+from steadygrad._check import count
 from steadygrad.nn.models._parts import (
     Gate,
     Norm,
@@ -16,7 +17,6 @@ from steadygrad.nn.models._parts import (
     ends_without_norm,
     residual,
 )
-from steadygrad.nn.residual._check import count
 from steadygrad.nn.residual.residual import Placement
 
 Cell = Callable[..., nn.Module]  # called as torch.nn.LSTM is: (input_size, hidden_size, batch_first=True)

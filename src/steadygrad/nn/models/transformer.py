@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from steadygrad._check import count, fraction
 from steadygrad.nn.models._parts import (
     Activation,
     Gate,
@@ -18,7 +19,6 @@ from steadygrad.nn.models._parts import (
     residual,
 )
 from steadygrad.nn.models.attention import Attention
-from steadygrad.nn.residual._check import count, probability
 from steadygrad.nn.residual.residual import Placement, Residual
 
 
@@ -318,7 +318,7 @@ def _layers(
     **options: Any,
 ) -> list[TransformerLayer]:
     check_factories(activation=activation, sub_norm=sub_norm, norm=options["norm"], gate=options["gate"])
-    probability("dropout", dropout)
+    fraction("dropout", dropout)
     units = 4 * d_model if dim_feedforward is None else count("dim_feedforward", dim_feedforward)
 
     def connected(fn: nn.Module, rate: float) -> Residual:

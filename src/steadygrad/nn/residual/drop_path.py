@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from steadygrad.nn.residual._check import count, probability
+from steadygrad._check import count, fraction
 
 
 def drop_path(input: Tensor, p: float, training: bool = True, batch_dim: int = 0) -> Tensor:
@@ -45,7 +45,7 @@ def drop_path(input: Tensor, p: float, training: bool = True, batch_dim: int = 0
     draw is for the batch, and the branch is scaled by 1 - p at test time; drawing for each example and
     scaling in training is how timm and torchvision do it.
     """
-    probability("p", p)
+    fraction("p", p)
     if not training or p == 0.0:
         return input
     if not -input.dim() <= batch_dim < input.dim():
@@ -91,7 +91,7 @@ class DropPath(nn.Module):
 
     def __init__(self, p: float = 0.0, batch_dim: int = 0) -> None:
         super().__init__()
-        self.p = probability("p", p)
+        self.p = fraction("p", p)
         self.batch_dim = batch_dim
 
     def forward(self, input: Tensor) -> Tensor:
@@ -128,5 +128,5 @@ def drop_path_rates(num_blocks: int, p: float) -> list[float]:
     https://arxiv.org/abs/1603.09382
     """
     count("num_blocks", num_blocks, least=0)
-    probability("p", p)
+    fraction("p", p)
     return [p * block / num_blocks for block in range(1, num_blocks + 1)]

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from steadygrad.nn.residual._check import count, finite
+from steadygrad._check import count, number
 
 
 class _Gate(nn.Module):
@@ -20,7 +20,7 @@ class _Gate(nn.Module):
     ) -> None:
         super().__init__()
         self.d_model = count("d_model", d_model)
-        self.bias_init = finite("bias_init", bias_init)
+        self.bias_init = number("bias_init", bias_init)
         for name in self.maps:
             setattr(self, name, nn.Linear(d_model, d_model, bias=False, device=device, dtype=dtype))
         self.bias = nn.Parameter(torch.empty(d_model, device=device, dtype=dtype))

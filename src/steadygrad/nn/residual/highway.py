@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from steadygrad.nn.residual._check import count, finite
+from steadygrad._check import count, number
 
 
 def highway(input: Tensor, transform: Tensor, gate: Tensor) -> Tensor:
@@ -89,7 +89,7 @@ class Highway(nn.Module):
         super().__init__()
         self.transform = transform
         self.gate = gate
-        self.gate_bias = None if gate_bias is None else finite("gate_bias", gate_bias)
+        self.gate_bias = None if gate_bias is None else number("gate_bias", gate_bias)
         self.reset_gate_bias()
 
     def reset_gate_bias(self) -> None:

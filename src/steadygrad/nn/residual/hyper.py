@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from steadygrad.nn.residual._check import count, finite
+from steadygrad._check import count, number
 
 
 def expand_streams(input: Tensor, num_streams: int) -> Tensor:
@@ -136,7 +136,7 @@ class HyperConnection(nn.Module):
         self.num_streams = n = count("num_streams", num_streams)
         self.layer_index = count("layer_index", layer_index, least=0)
         self.dynamic = dynamic
-        self.scale_init = finite("scale_init", scale_init)
+        self.scale_init = number("scale_init", scale_init)
         factory = {"device": device, "dtype": dtype}
         self.norm = (
             None if norm is None else norm(d_model, **{k: v for k, v in factory.items() if v is not None})

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from steadygrad.nn.residual._check import probability
+from steadygrad._check import fraction
 
 Sequences = Tensor | PackedSequence
 
@@ -64,7 +64,7 @@ class ResidualRecurrence(nn.Module):
             rnn.bidirectional,
         )
         self.bias, self.mode = rnn.bias, rnn.mode
-        self.dropout = rnn.dropout if dropout is None else probability("dropout", dropout)
+        self.dropout = rnn.dropout if dropout is None else fraction("dropout", dropout)
         self.layers = nn.ModuleList(_layer(rnn, index) for index in range(rnn.num_layers))
         width = (rnn.proj_size or rnn.hidden_size) * (2 if rnn.bidirectional else 1)
         like: dict[str, Any] = {"device": rnn.weight_ih_l0.device, "dtype": rnn.weight_ih_l0.dtype}

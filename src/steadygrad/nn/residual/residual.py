@@ -7,7 +7,8 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from steadygrad.nn.residual._check import factory, finite, probability
+from steadygrad._check import fraction, number
+from steadygrad.nn.residual._factory import factory
 from steadygrad.nn.residual.drop_path import DropPath
 
 Placement = Literal["pre", "post", "sandwich"]
@@ -116,10 +117,10 @@ class Residual(nn.Module):
         self.norm = made(placement in ("pre", "sandwich"))
         self.fn = fn
         self.branch_norm = made(placement == "sandwich")
-        self.dropout = nn.Dropout(probability("dropout", dropout)) if dropout else None
-        self.scale = scale if isinstance(scale, nn.Module) else finite("scale", scale)
-        self.drop_path = DropPath(drop_path, batch_dim) if probability("drop_path", drop_path) else None
-        self.skip_scale = finite("skip_scale", skip_scale)
+        self.dropout = nn.Dropout(fraction("dropout", dropout)) if dropout else None
+        self.scale = scale if isinstance(scale, nn.Module) else number("scale", scale)
+        self.drop_path = DropPath(drop_path, batch_dim) if fraction("drop_path", drop_path) else None
+        self.skip_scale = number("skip_scale", skip_scale)
         self.shortcut = shortcut
         self.gate = gate
         self.post_norm = made(placement == "post")

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from steadygrad.nn.residual._check import count, finite
+from steadygrad._check import count, number
 
 
 class SkipInit(nn.Module):
@@ -41,7 +41,7 @@ class SkipInit(nn.Module):
 
     def __init__(self, init_value: float = 0.0, *, device: Any = None, dtype: Any = None) -> None:
         super().__init__()
-        self.init_value = finite("init_value", init_value)
+        self.init_value = number("init_value", init_value)
         self.alpha = nn.Parameter(torch.empty((), device=device, dtype=dtype))
         self.reset_parameters()
 
@@ -98,7 +98,7 @@ class LayerScale(nn.Module):
     ) -> None:
         super().__init__()
         self.num_channels = count("num_channels", num_channels)
-        self.init_value = finite("init_value", init_value)
+        self.init_value = number("init_value", init_value)
         self.dim = dim
         self.weight = nn.Parameter(torch.empty(num_channels, device=device, dtype=dtype))
         self.reset_parameters()
