@@ -61,7 +61,7 @@ FAMILIES = (
         "Initialisation",
         "steadygrad.init",
         (
-            "ACTIVATIONS", "Audit", "Followed", "InitReport", "SCHEMES", "backward_gain", "branch_scale", "chi",
+            "ACTIVATIONS", "Audit", "AuditTime", "Followed", "InitReport", "SCHEMES", "backward_gain", "branch_scale", "chi",
             "critical_point", "depth_limits", "fixed_point", "fixup_scale", "follow", "forward_gain",
             "gain_table", "gated_gain", "init_gain", "moments", "scaled_groups", "variance_map",
         ),

@@ -22,6 +22,8 @@ from tests.optim.cases import (
     same,
 )
 
+VARIANTS = {"lars_plain_vectors", "lamb_clamped", "muon_original", "nero_free", "scion_constrained"}
+
 
 def slow_but(name):
     """All optimizers, all but one of them only in the long run of the tests."""
@@ -256,7 +258,9 @@ def test_cuda_agrees_with_cpu_and_never_waits(case: Case):
         torch.testing.assert_close(q.cpu(), p, rtol=tolerance, atol=tolerance)
 
 
-@slow_but("fromage")
+@pytest.mark.parametrize(
+    "case", [pytest.param(c, id=c.name, marks=[pytest.mark.slow] * (c.name in VARIANTS)) for c in OPTIMIZERS]
+)
 def test_compiled_step(case: Case):
     params, eager = parameters(), parameters()
     a, b = case.make(params), case.make(eager)

@@ -1,5 +1,6 @@
 """Initialisation: gains worked out numerically, weights by what really follows them, and an audit of the result."""
 
+from steadygrad.init._through_time import AuditTime as AuditTime
 from steadygrad.init.audit import Audit as Audit
 from steadygrad.init.audit import audit as audit
 from steadygrad.init.critical import chi as chi

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import get_gradient_edge
 
-from steadygrad.init._activation import following_activation
-from steadygrad.init._trace import Node, Recorder, tensors_in, trace
-from steadygrad.init._weights import last_weight
+from steadygrad.init._audit_run import Found, measure_run
+from steadygrad.init._measured import Measured
+from steadygrad.init._through_time import AuditTime, notes_through_time, reason_through_time
+from steadygrad.init._trace import Recorder, trace
+from steadygrad.init._weights import last_weight, weight_name
 from steadygrad.init.depth import aligned
-from steadygrad.init.follow import Followed, Layer, check_model, understand, uses_of
+from steadygrad.init.follow import Followed, Layer, check_model, understand
 
 # The forecast's thresholds: end to end, not the largest jump inside, which a norm may undo.
 MAX_GROWTH = 30.0  # of the signal, first layer to last
@@ -27,9 +29,9 @@ MAX_INPUT_RMS = 20.0
 
 @dataclass(frozen=True, slots=True)
 class AuditRow:
-    """One layer; nan where there is nothing to measure."""
+    """One layer, of a recurrent module one direction of one; nan where there is nothing to measure."""
 
-    weight: str
+    weight: str  # the last of several in a call; of a recurrent layer weight_hh
     activation: str  # what follows
     input_rms: float
     output_rms: float  # of what the weight puts out
@@ -48,6 +50,7 @@ class Audit:
     growth: float  # rms of the outputs, last layer over first
     gradient_growth: float  # norm of the gradients, first layer over last
     notes: tuple[str, ...]
+    through_time: tuple[AuditTime, ...] = ()  # one for each direction of each recurrent layer
 
     def __str__(self) -> str:
         head = (
@@ -69,67 +72,68 @@ class Audit:
             )
         lines = aligned([head, *body])
         lines.append(
-            f"signal x{self.growth:.3g} from first to last layer, gradient x{self.gradient_growth:.3g} back"
+            f"signal {_times(self.growth)} from first to last layer, gradient {_times(self.gradient_growth)} back"
         )
+        if self.through_time:
+            columns = ("through time", "steps", "gradient back", "alone", "a step", "reach")
+            recurrences = []
+            for t in self.through_time:
+                star = " *" if t.weight in self.off else ""
+                cells = [f"{v:.4g}" if not math.isnan(v) else "" for v in (t.growth, t.alone, t.per_step)]
+                recurrences.append((t.weight + star, str(t.steps), *cells, str(t.reach)))
+            lines += aligned([columns, *recurrences])
         lines += [f"* {weight}: {why}" for weight, why in self.off.items()]
         return "\n".join([*lines, *self.notes])
-
-
-class _Measured(Recorder):
-    """Keeps rms and the place in the autograd graph of every value, at the time it is made."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__(model)
-        self.rms: dict[Node, float] = {}
-        self.edges: dict[Node, Any] = {}
-        self.like: dict[Node, tuple[torch.Size, torch.dtype, torch.device]] = {}
-
-    def add(self, tensor: Tensor | None, name: str, parents: tuple[Node, ...] = (), **more: Any) -> Node:
-        node = super().add(tensor, name, parents, **more)
-        if tensor is not None and tensor.is_floating_point():
-            values = tensor.detach()
-            norm = torch.linalg.vector_norm(values, dtype=torch.float64).item()
-            self.rms[node] = norm / math.sqrt(values.numel()) if values.numel() else math.nan
-            if tensor.requires_grad:
-                # not the tensor itself, which may be changed in place later
-                self.edges[node] = get_gradient_edge(tensor)
-                self.like[node] = (values.shape, values.dtype, values.device)
-        return node
 
 
 def audit(
     model: nn.Module, example_input: Any, loss_fn: Callable[..., Tensor] | None = None, target: Any = None
 ) -> Audit:
-    """Measure the forward and backward gain of every layer of a model as it is, and say which are off.
+    """Measure the forward and backward gain of every layer and recurrence of a model, and say which are off.
 
         forward  = rms(f(W x)) / rms(x)
         backward = |J^T u| / |u|,     J = d f(W x) / dx,  u random
+        through time = |dL / ds_1| / |dL / ds_T|
 
-    Both are 1 at a critical initialisation with weights of variance gain^2 / fan_in. One layer off by a
+    The first two are 1 at a critical initialisation with weights of variance gain^2 / fan_in. One layer off by a
     little is harmless; the same little in each of 100 is not, so what counts is the growth from end to end.
+
+    In a recurrence each step is one more layer. s_t is the input of step t in ``nn.RNN``, ``nn.LSTM`` and
+    ``nn.GRU``, whose layers and directions are run again one by one; what a cell gives in step t; or, in a
+    recurrence written out, the state that its weight takes in step t. Loops in Python are found by the run, those
+    unit by unit (IndRNN) too, parallel scans (LRU) not; of packed sequences the longest count. ``alone`` is the
+    same quotient for a random gradient put in behind the last step, through this layer only: it does not depend on
+    what reads the layer, and it tells a layer that explodes from one that is handed an exploding gradient.
 
     Args:
         model: runs forward once and backward once, in the mode it is in; it is left bit-identical, gradients
             included.
-        example_input: as for ``follow``; a real batch gives the real numbers.
+        example_input: as for ``follow``; a real batch, of real length, gives the real numbers.
         loss_fn: ``loss_fn(output, target)``, or ``loss_fn(output)`` if target is None, gives the scalar loss.
             Left out, the gradient of a random direction in the output is taken, of norm 1.
         target: second argument of ``loss_fn``.
 
     Returns:
-        ``rows`` in order of execution, ``off`` (weight -> reason), the growth of signal and gradient from end
-        to end.
+        ``rows`` in order of execution, one for each direction of each recurrent layer; ``through_time``, a row for
+        each recurrence; ``off`` (weight -> reason); the growth of signal and gradient from the first layer to the
+        last; ``notes`` on what was not measured, and why.
 
     A layer is off if its output is not finite or 0 everywhere (unless its weight is 0, as Fixup has it), if
     alone it changes signal or gradient more than 10 times with no norm behind it, or if it takes part in a
     growth of the signal above 30 or of the gradient above 1000, or in a shrinking of either below 1/1000.
     Non-finite values are reported, never raised.
 
-    When to use it: before training, and when a run's gradients explode or vanish.
+    A recurrence is off if the gradient grows more than 1000 times through time and more than 10 times in this
+    layer alone, or if it falls below 1/1000 by losing more than 9/10 in each step. Slower fading is how recurrent
+    nets start: torch's default RNN, LSTM and GRU keep 0.4 to 0.7 of it a step, 1e-8 and less over 50 steps. It is
+    told in a note, with the number of steps that the gradient reaches back.
+
+    When to use it: before training, and when a run's gradients explode or vanish, over layers or over time.
 
     Values in use: none to set.
 
-    Cost: two backward passes.
+    Cost: two backward passes; for each of torch's recurrent calls one more forward and three backward, and for each
+    recurrence in Python one more backward.
 
     Raises ValueError as ``follow`` does, and if loss_fn does not give a scalar with a gradient.
 
@@ -138,100 +142,74 @@ def audit(
         >>> result = audit(net, torch.randn(8, 64))       # torch's default: He for a slope of sqrt(5)
         >>> result.gradient_growth < 1e-3, "2.weight" in result.off
         (True, True)
+        >>> rnn = nn.RNN(8, 32, nonlinearity="relu")
+        >>> _ = nn.init.orthogonal_(rnn.weight_hh_l0, gain=2.0)
+        >>> result = audit(rnn, torch.randn(100, 4, 8))
+        >>> result.through_time[0].growth > 1e3, list(result.off)
+        (True, ['weight_hh_l0'])
 
     Source: Glorot & Bengio (2010), section 4.2; Schoenholz et al. (2017), section 4,
-    https://arxiv.org/abs/1611.01232
+    https://arxiv.org/abs/1611.01232; through time: Pascanu, Mikolov & Bengio (2013), section 2,
+    https://arxiv.org/abs/1211.5063
     """
     check_model(model)
     if target is not None and loss_fn is None:
         raise ValueError("target is given without loss_fn: pass loss_fn(output, target) too")
-    recorder = _Measured(getattr(model, "_orig_mod", model))
-    gradients: dict[Node, float] = {}
-    backward: dict[Node, float] = {}
-    ends: dict[str, tuple[Node, Node]] = {}
+    model_itself = getattr(model, "_orig_mod", model)
+    recorder = Measured(model_itself)
+    found = Found()
 
     def measure(_recorder: Recorder, output: Any) -> None:
-        for name, found in uses_of(recorder.nodes).items():
-            node = found[-1][0]  # a recurrent weight's first input is often the zero state
-            ends[name] = (node, following_activation(node).after or node)
-        gradients.update(_loss_gradients(recorder, [n for n, _ in ends.values()], output, loss_fn, target))
-        for node, after in ends.values():
-            backward[node] = _local_gain(recorder, node, after)
+        measure_run(recorder, found, output, loss_fn, target)
 
-    graph = trace(model, example_input, recorder, measure)
-    followed = understand(graph)
-    rows = []
+    with _differentiable(model_itself):
+        followed = understand(trace(model, example_input, recorder, measure))
+    rows, first_inputs = [], set()
     for layer in followed:
-        node, after = ends[layer.weight]
-        before = recorder.rms.get(node.parents[0], math.nan) if node.parents else math.nan
-        if (
-            last_weight(node) != layer.weight
-        ):  # inside attention or an LSTM, only the last one's output is seen
-            nan = math.nan
-            rows.append(AuditRow(layer.weight, layer.activation, before, nan, nan, nan, nan, layer.uses))
-            continue
-        output, end = (recorder.rms.get(_value(recorder, n), math.nan) for n in (node, after))
-        gains = (end / before if before > 0 else math.nan, backward[node], gradients.get(node, math.nan))
-        rows.append(AuditRow(layer.weight, layer.activation, before, output, *gains, layer.uses))
-    return _judged(tuple(rows), followed, getattr(model, "_orig_mod", model))
+        if layer.weight in found.layers:
+            run, first_weight = found.layers[layer.weight]
+            if followed[first_weight].first:
+                first_inputs.add(layer.weight)
+            gain = run.output_rms / run.input_rms if run.input_rms > 0 else math.nan
+            measured = (run.input_rms, run.output_rms, gain, run.backward, run.grad_norm)
+            rows.append(AuditRow(layer.weight, layer.activation, *measured, layer.uses))
+        elif layer.weight not in found.covered:
+            rows.append(_row(recorder, found, layer))
+            node = found.ends[layer.weight][0]
+            if node.name.endswith("_cell") and followed[weight_name(node.weights[0])].first:
+                first_inputs.add(layer.weight)
+    layers = {x.weight: replace(x, first=x.first or x.weight in first_inputs) for x in followed}
+    result = _judged(tuple(rows), tuple(found.times), layers, followed, model_itself)
+    return replace(result, notes=(*found.notes, *result.notes))
 
 
-def _value(recorder: _Measured, node: Node) -> Node:
-    """The node that holds a call's value: itself, or of several outputs the first."""
-    return node if node in recorder.rms else next((c for c in node.children if c.name == "part"), node)
+def _differentiable(model: nn.Module) -> AbstractContextManager[Any]:
+    """cuDNN gives no gradient of a recurrent module in eval mode: torch's own kernels do."""
+    evaluated = any(isinstance(m, nn.RNNBase) and not m.training for m in model.modules())
+    return torch.backends.cudnn.flags(enabled=False) if evaluated else nullcontext()
 
 
-def _loss_gradients(
-    recorder: _Measured, nodes: list[Node], output: Any, loss_fn: Callable[..., Tensor] | None, target: Any
-) -> dict[Node, float]:
-    """Norm of the loss gradient at each node."""
-    if loss_fn is None:
-        outputs = [t for t in tensors_in(output) if t.is_floating_point() and t.requires_grad]
-        seeds = [torch.randn_like(t) for t in outputs]
-        norm = math.sqrt(sum(s.double().square().sum().item() for s in seeds)) or 1.0
-        seeds = [s / norm for s in seeds]
-    else:
-        try:
-            loss = loss_fn(output) if target is None else loss_fn(output, target)
-        except Exception as error:  # noqa: BLE001  whatever the user's loss raises is told with its cause
-            raise ValueError(
-                f"loss_fn does not run on the model's output: {type(error).__name__}: {error}"
-            ) from error
-        if not isinstance(loss, Tensor) or loss.numel() != 1 or not loss.requires_grad:
-            raise ValueError(
-                f"loss_fn must return a scalar tensor that depends on the weights, got {loss!r}"[:300]
-            )
-        outputs, seeds = [loss], [torch.ones_like(loss)]
-    places = {node: recorder.edges.get(_value(recorder, node)) for node in nodes}
-    wanted = [(node, edge) for node, edge in places.items() if edge is not None]
-    if not outputs or not wanted:
-        return {}
-    found = torch.autograd.grad(outputs, [e for _, e in wanted], seeds, allow_unused=True, retain_graph=True)
-    return {
-        node: torch.linalg.vector_norm(g, dtype=torch.float64).item() if g is not None else 0.0
-        for (node, _), g in zip(wanted, found, strict=True)
-    }
+def _row(recorder: Measured, found: Found, layer: Layer) -> AuditRow:
+    node, after = found.ends[layer.weight]
+    before = recorder.rms.get(node.parents[0], math.nan) if node.parents else math.nan
+    if last_weight(node) != layer.weight:  # inside attention only the last one's output is seen
+        nan = math.nan
+        return AuditRow(layer.weight, layer.activation, before, nan, nan, nan, nan, layer.uses)
+    output, end = (recorder.rms.get(recorder.value(n), math.nan) for n in (node, after))
+    gain = end / before if before > 0 else math.nan
+    gradient = found.gradients.get(recorder.value(node), math.nan)
+    return AuditRow(
+        layer.weight, layer.activation, before, output, gain, found.backward[node], gradient, layer.uses
+    )
 
 
-def _local_gain(recorder: _Measured, node: Node, after: Node) -> float:
-    """Norm of a random gradient, after the layer over before it, on the way through this layer only."""
-    after = _value(recorder, after)
-    if not node.parents or node.parents[0] not in recorder.edges or after not in recorder.edges:
-        return math.nan
-    shape, dtype, device = recorder.like[after]
-    seed = torch.randn(shape, dtype=dtype, device=device)
-    edges = recorder.edges[after], recorder.edges[node.parents[0]]
-    (found,) = torch.autograd.grad(edges[0], edges[1], seed, retain_graph=True, allow_unused=True)
-    if found is None:
-        return math.nan
-    return (
-        torch.linalg.vector_norm(found, dtype=torch.float64)
-        / torch.linalg.vector_norm(seed, dtype=torch.float64)
-    ).item()
-
-
-def _judged(rows: tuple[AuditRow, ...], followed: Followed, model: nn.Module) -> Audit:
-    layers = {layer.weight: layer for layer in followed}
+def _judged(
+    rows: tuple[AuditRow, ...],
+    times: tuple[AuditTime, ...],
+    layers: Mapping[str, Layer],
+    followed: Followed,
+    model: nn.Module,
+) -> Audit:
     parameters = dict(model.named_parameters())
     zero = {
         w
@@ -243,6 +221,9 @@ def _judged(rows: tuple[AuditRow, ...], followed: Followed, model: nn.Module) ->
         reason = _reason_alone(row, layers[row.weight], row.weight in zero)
         if reason:
             off[row.weight] = reason
+    for time in times:
+        if reason := reason_through_time(time):
+            off.setdefault(time.weight, reason)
     silent = zero | _silent(followed, parameters, zero)
     inner = [r for r in rows if layers[r.weight].kind != "embedding" and r.weight not in silent]
     inner = [r for r in inner if not math.isnan(r.output_rms)]
@@ -257,7 +238,8 @@ def _judged(rows: tuple[AuditRow, ...], followed: Followed, model: nn.Module) ->
         if total > limit or total < MAX_SHRINKING:
             for weight, why in _culprits(inner, followed, name, total).items():
                 off.setdefault(weight, why)
-    notes = []
+    notes = notes_through_time(times, off)
+    notes += _unmeasured(inner, growth, gradient_growth)
     if followed.unused:
         notes.append(
             f"not used in the run: {', '.join(followed.unused[:5])}"
@@ -265,11 +247,30 @@ def _judged(rows: tuple[AuditRow, ...], followed: Followed, model: nn.Module) ->
         )
     return Audit(
         rows,
-        {r.weight: off[r.weight] for r in rows if r.weight in off},
+        {w: off[w] for w in dict.fromkeys((*layers, *(t.weight for t in times))) if w in off},
         growth,
         gradient_growth,
         tuple(notes),
+        times,
     )
+
+
+def _unmeasured(inner: Sequence[AuditRow], growth: float, gradient_growth: float) -> list[str]:
+    """Why a growth from end to end could not be measured, or over what."""
+    notes = []
+    if math.isnan(growth):
+        why = "no layer but embeddings and heads" if not inner else "the first is 0 or one is not finite"
+        notes.append(f"growth of the signal not measured: {why}")
+    away = [r.weight for r in inner if math.isnan(r.grad_norm) and math.isfinite(r.output_rms)]
+    if away:
+        names = ", ".join(away[:5]) + (" ..." if len(away) > 5 else "")
+        notes.append(f"no gradient at {names}: frozen, detached or not finite; its growth is without them")
+    elif math.isnan(gradient_growth) and inner:
+        notes.append(
+            f"growth of the gradient not measured: it is 0 or not finite at {inner[-1].weight}, "
+            "the last layer before the head"
+        )
+    return notes
 
 
 def _silent(followed: Followed, parameters: Mapping[str, nn.Parameter], zero: set[str]) -> set[str]:
@@ -284,7 +285,8 @@ def _silent(followed: Followed, parameters: Mapping[str, nn.Parameter], zero: se
 
 def _reason_alone(row: AuditRow, layer: Layer, zero: bool) -> str:
     """What is wrong with one layer whatever the others do; empty if nothing is."""
-    unseen = math.isnan(row.grad_norm) and math.isnan(row.forward) and layer.fused
+    # of the projections inside attention; a recurrent layer's output is seen
+    unseen = layer.fused and not layer.kind.startswith("recurrent") and math.isnan(row.forward)
     if math.isinf(row.output_rms) or (math.isnan(row.output_rms) and not unseen):
         return "its output is not finite" + (
             ", its input is" if math.isfinite(row.input_rms) else ", nor is its input"
@@ -331,3 +333,7 @@ def _culprits(inner: list[AuditRow], followed: Followed, name: str, total: float
 
 def _ratio(a: float, b: float) -> float:
     return a / b if b > 0 else math.nan
+
+
+def _times(growth: float) -> str:
+    return "not measured" if math.isnan(growth) else f"x{growth:.3g}"

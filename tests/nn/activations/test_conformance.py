@@ -80,7 +80,7 @@ ACTIVATIONS = (
     Case(
         "swiglu_limit",
         lambda dim: SwiGLU(dim, limit=3.5),
-        lambda x, dim: swiglu(x, dim, 3.5),
+        lambda x, dim: swiglu(x, dim, limit=3.5),
         lambda row: _swiglu(row, 3.5),
         "silu",
         gated_gain("silu"),
@@ -96,8 +96,8 @@ ACTIVATIONS = (
     ),
     Case(
         "group_sort",
-        lambda dim: GroupSort(4, dim),
-        lambda x, dim: group_sort(x, 4, dim),
+        lambda dim: GroupSort(4, dim=dim),
+        lambda x, dim: group_sort(x, 4, dim=dim),
         lambda row: [v for group in _in_groups(row, 4) for v in sorted(group, reverse=True)],
         "identity",
         1.0,
@@ -105,8 +105,8 @@ ACTIVATIONS = (
     ),
     Case(
         "maxout",
-        lambda dim: Maxout(2, dim),
-        lambda x, dim: maxout(x, 2, dim),
+        lambda dim: Maxout(2, dim=dim),
+        lambda x, dim: maxout(x, 2, dim=dim),
         lambda row: [max(pair) for pair in _in_groups(row, 2)],
         "identity",
         1.0,
@@ -290,6 +290,30 @@ def test_torchs_glu_gates_with_the_second_half():
     torch.testing.assert_close(SwiGLU()(x), nn.functional.glu(turned) * a)
 
 
+def test_crelu_keeps_the_norm_with_weights_of_gain_sqrt_2_orthogonal_or_not():
+    for draw in (nn.init.orthogonal_, lambda w, gain: nn.init.normal_(w, std=gain * w.shape[1] ** -0.5)):
+        x = torch.randn(64, 256)
+        weight = draw(torch.empty(256, 512), math.sqrt(2))
+        y = crelu(x, -1) @ weight.T
+        assert y.square().mean().item() == pytest.approx(x.square().mean().item(), rel=0.25)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: SwiGLU(32, 64),
+        lambda: Maxout(32, 64),
+        lambda: GroupSort(32, 64),
+        lambda: swiglu(torch.zeros(3, 4), -1, 7.0),
+        lambda: maxout(torch.zeros(3, 4), 2, -1),
+        lambda: group_sort(torch.zeros(3, 4), 2, -1),
+    ],
+)
+def test_settings_do_not_pass_for_widths(call):
+    with pytest.raises(TypeError, match="positional argument"):
+        call()
+
+
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
@@ -306,8 +330,11 @@ def test_torchs_glu_gates_with_the_second_half():
         ),
         (lambda: SwiGLU(limit=0.0), ValueError, "limit must be a positive finite number or None, got 0.0"),
         (lambda: SwiGLU(limit=math.inf), ValueError, "got inf"),
+        (lambda: swiglu(torch.zeros(4), limit=-1.0), ValueError, "limit must be a positive finite number"),
         (lambda: SwiGLU(dim="1"), TypeError, "dim must be an int, got str"),
         (lambda: GroupSort(1), ValueError, "group_size must be at least 2, got 1"),
+        (lambda: group_sort(torch.zeros(4), 0), ValueError, "group_size must be at least 2, got 0"),
+        (lambda: maxout(torch.zeros(4), 0), ValueError, "group_size must be at least 2, got 0"),
         (lambda: Maxout(2.0), TypeError, "group_size must be an int, got float"),
     ],
 )

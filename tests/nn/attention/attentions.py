@@ -122,6 +122,21 @@ class EinsumHeadsLast(Projected):
         return torch.einsum("bhts,bshd->bhtd", scores.softmax(dim=-1), v)
 
 
+class ByName(Projected):
+    """Operands by name; a scale for each head, as in Swin V2."""
+
+    def mix(self, q, k, v, allowed, bias):
+        q = torch.reshape(input=torch.mul(q, other=0.25), shape=q.shape)
+        scale = torch.full((HEADS, 1, 1), 4 * DIM**-0.5, dtype=q.dtype)
+        scores = torch.mul(input=torch.matmul(q, other=k.mT), other=scale)
+        if allowed is not None:
+            scores = scores.masked_fill(~allowed[:, None], -torch.inf)
+        if bias is not None:
+            scores = scores + bias
+        weights = torch.clamp(input=scores.softmax(-1), min=0.0)
+        return torch.matmul(input=weights, other=v)
+
+
 class FoldedBmm(Projected):
     """As in BLOOM: heads are in the batch for the product, and out of it for the mask."""
 
@@ -213,6 +228,7 @@ class Case:
     name: str
     build: Callable[[], nn.Module]
     training: bool = True
+    any_length: bool = True  # takes sequences without a token
 
     def make(self, dtype: torch.dtype = torch.float32) -> nn.Module:
         torch.manual_seed(5)
@@ -232,9 +248,10 @@ CASES = (
     Case("in_place", InPlace),
     Case("einsum", Einsum),
     Case("einsum_heads_last", EinsumHeadsLast),
-    Case("folded_bmm", FoldedBmm),
-    Case("baddbmm", Baddbmm),
-    Case("stable_by_hand", StableByHand),
+    Case("by_name", ByName),
+    Case("folded_bmm", FoldedBmm, any_length=False),
+    Case("baddbmm", Baddbmm, any_length=False),
+    Case("stable_by_hand", StableByHand, any_length=False),
     Case("multihead_weights", lambda: Multihead(True)),
     Case("multihead_weights_eval", lambda: Multihead(True), training=False),
     Case("multihead_fused", lambda: Multihead(False)),

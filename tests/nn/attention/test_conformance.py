@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import io
 import pickle
 
 import numpy as np
@@ -23,7 +24,7 @@ def over(cases=CASES):
 
 over_masks = pytest.mark.parametrize("kind", MASKS)
 STABILISERS = {
-    "soft_cap": lambda m, **options: soft_cap(m, CAP, **options),
+    "soft_cap": lambda m, *x, **options: soft_cap(m, *x, cap=CAP, **options),
     "qk_norm": qk_norm,
 }
 over_stabilisers = pytest.mark.parametrize("put", STABILISERS.values(), ids=list(STABILISERS))
@@ -79,7 +80,7 @@ def test_signal_is_that_of_the_twin_and_changes_nothing(case: Case, kind):
 @over()
 def test_soft_cap_is_that_of_the_twin(case: Case, kind):
     module = case.make()
-    soft_cap(module, CAP)
+    soft_cap(module, cap=CAP)
     want, largest = twin(module, kind, cap=CAP)
     with torch.no_grad(), max_attention_logit(module) as seen:
         close(module(inputs(), **masks(kind)), want)
@@ -105,7 +106,7 @@ def test_qk_norm_is_that_of_the_twin(case: Case, kind):
 @over()
 def test_both_together_are_that_of_the_twin(case: Case, kind):
     module = case.make()
-    soft_cap(module, CAP)
+    soft_cap(module, cap=CAP)
     handle = qk_norm(module, example_input=(inputs(),))
     want, largest = twin(module, kind, cap=CAP, scales=scales_of(handle))
     with torch.no_grad(), max_attention_logit(module) as seen:
@@ -131,7 +132,7 @@ def test_scales_start_at_the_size_that_queries_and_keys_had(case: Case):
 def test_a_cap_that_is_never_reached_changes_nothing(case: Case, cap):
     module = case.make()
     before = module(inputs(), **masks("bool"))
-    soft_cap(module, cap)
+    soft_cap(module, cap=cap)
     after = module(inputs(), **masks("bool"))
     if cap == float("inf"):
         assert torch.equal(before, after)
@@ -222,7 +223,7 @@ def test_qk_clip(case: Case):
     _, largest = oracles.attention(before, x.double().numpy(), HEADS)
     hot = int(largest.argmax())
     tau = float(np.sort(largest).mean())
-    clip = QKClip(module, tau, example_input=x)
+    clip = QKClip(module, tau=tau, example_input=x)
     module(x)
     [gamma] = clip.step().values()
     want = np.ones(HEADS)
@@ -245,3 +246,113 @@ def test_qk_clip(case: Case):
     clip.remove()
     assert clip.sites
     assert "forward" not in vars(module)
+
+
+def bits(module: nn.Module) -> dict[str, bytes]:
+    return {name: t.numpy().tobytes() for name, t in module.state_dict().items()}
+
+
+def none_to_attend_to(case: Case) -> list[torch.Tensor]:
+    """No example; examples without a token, where the case takes them."""
+    return [inputs()[:0], *([inputs()[:, :0]] if case.any_length else [])]
+
+
+@over_stabilisers
+@over()
+def test_empty(case: Case, put):
+    module = case.make()
+    handle = put(module, inputs())
+    want, held = module(inputs()), bits(module)
+    for x in none_to_attend_to(case):
+        y = module(x.requires_grad_())
+        assert y.shape == x.shape
+        y.sum().backward()
+        assert all(p.grad.isfinite().all() for p in module.parameters() if p.grad is not None)
+    assert torch.equal(module(inputs()), want) and bits(module) == held
+    handle.remove()
+    for x in none_to_attend_to(case):
+        handle = put(module, x)
+        for name, scale in module.named_parameters():
+            assert "qk_norm" not in name or bool((scale == 1).all())
+        assert module(inputs()).isfinite().all()
+        handle.remove()
+
+
+@over()
+def test_empty_has_no_logit_and_clips_nothing(case: Case):
+    module = case.make().train()
+    clip = QKClip(module, inputs(), tau=1e-3)
+    held = bits(module)
+    for x in none_to_attend_to(case):
+        with max_attention_logit(module) as seen:
+            module(x)
+        [largest] = seen.values()
+        assert bool((largest == -torch.inf).all())
+        [gamma] = clip.step().values()
+        assert bool((gamma == 1).all()) and bits(module) == held
+
+
+@over_stabilisers
+@over()
+def test_zero(case: Case, put):
+    """Queries and keys of 0 have logits of 0: no stabiliser changes what comes out, nor makes a gradient nan."""
+    module = case.make()
+    put(module, inputs())
+    with torch.no_grad():
+        for name, p in module.named_parameters():
+            if "bias" in name:
+                p.zero_()
+    x = torch.zeros_like(inputs()).requires_grad_()
+    y = module(x)
+    assert torch.equal(y, torch.zeros_like(y))
+    (y * torch.randn(y.shape)).sum().backward()
+    grads = [x.grad, *(p.grad for p in module.parameters() if p.grad is not None)]
+    assert len(grads) > 4 and all(g.isfinite().all() for g in grads)
+
+
+@pytest.mark.parametrize("bad", [float("inf"), float("nan")])
+@over_stabilisers
+@over()
+def test_what_is_not_finite_shows_and_stays_in_its_example(case: Case, put, bad):
+    module = case.make()
+    put(module, inputs())
+    held, want = bits(module), module(inputs())
+    x = inputs()
+    x[1, 2, 3] = bad
+    with max_attention_logit(module) as seen:
+        got = module(x)
+    assert torch.equal(got[0], want[0]) and not got[1].isfinite().all()
+    assert not next(iter(seen.values())).isfinite().all()
+    assert bits(module) == held and torch.equal(module(inputs()), want)
+
+
+@pytest.mark.parametrize("bad", [float("inf"), float("nan")])
+@over()
+def test_qk_clip_learns_nothing_from_what_is_not_finite(case: Case, bad):
+    module = case.make().train()
+    clip = QKClip(module, inputs(), tau=1e-3)
+    held = bits(module)
+    module(inputs() * bad)
+    [gamma] = clip.step().values()
+    assert bool((gamma == 1).all()) and bits(module) == held
+    module(inputs())
+    [gamma] = clip.step().values()
+    assert bool((gamma < 1).all())
+
+
+@over_stabilisers
+@over()
+def test_state_is_reloaded_bit_for_bit(case: Case, put):
+    module, other = case.make(), case.make()
+    put(module, inputs())
+    put(other, 3 * inputs())
+    with torch.no_grad():
+        for p in module.parameters():
+            p.mul_(1.25)
+    want = module(inputs())
+    assert not torch.equal(other(inputs()), want)
+    saved = io.BytesIO()
+    torch.save(module.state_dict(), saved)
+    saved.seek(0)
+    other.load_state_dict(torch.load(saved))
+    assert bits(other) == bits(module) and torch.equal(other(inputs()), want)

@@ -16,7 +16,7 @@ from steadygrad.nn.attention import QKClip, max_attention_logit, qk_norm, soft_c
 from tests.nn.attention.attentions import HEADS, LENGTH, WIDTH, Fused, Multihead, Projected, Written, inputs
 
 PUT = {
-    "soft_cap": lambda m, **options: soft_cap(m, 0.3, **options),
+    "soft_cap": lambda m, **options: soft_cap(m, cap=0.3, **options),
     "qk_norm": lambda m, **options: qk_norm(m, learned=False, **options),
 }
 over_stabilisers = pytest.mark.parametrize("put", PUT.values(), ids=list(PUT))
@@ -129,7 +129,7 @@ def test_what_is_not_attention_is_left_alone():
 
     model, x = Experts(), inputs()
     before = model(x)
-    handle = soft_cap(model, 1e-3)
+    handle = soft_cap(model, cap=1e-3)
     with pytest.warns(UserWarning, match="no attention ran in this forward pass"):
         after = model(x)
     assert torch.equal(before, after) and handle.sites == ()
@@ -159,12 +159,12 @@ def test_pattern_leaves_other_modules_alone():
     model = net(Fused, Written)
     before = model(inputs())
     only = copy.deepcopy(model)
-    assert soft_cap(only, 0.1, modules="blocks.1.*", example_input=inputs()).sites == ("blocks.1.attn",)
+    assert soft_cap(only, cap=0.1, modules="blocks.1.*", example_input=inputs()).sites == ("blocks.1.attn",)
     none = copy.deepcopy(model)
     with pytest.raises(ValueError, match="found nothing to act on"):
-        soft_cap(none, 0.1, modules="nowhere", example_input=inputs())
+        soft_cap(none, cap=0.1, modules="nowhere", example_input=inputs())
     both = copy.deepcopy(model)
-    soft_cap(both, 0.1)
+    soft_cap(both, cap=0.1)
     assert not torch.equal(only(inputs()), before) and not torch.equal(only(inputs()), both(inputs()))
     assert torch.equal(none(inputs()), before)
 
@@ -190,7 +190,7 @@ def test_a_call_that_is_not_followed_is_told(call):
 
     model = Odd()
     before = model(inputs())
-    soft_cap(model, 1e-3)
+    soft_cap(model, cap=1e-3)
     with pytest.warns(UserWarning) as told:
         after = model(inputs())
     assert torch.equal(before, after)
@@ -209,13 +209,13 @@ def test_a_layer_that_the_first_pass_skipped_is_found_later():
             return x if self.skip else self.b(x)
 
     model = Skipping()
-    handle = soft_cap(model, 0.1)
+    handle = soft_cap(model, cap=0.1)
     model(inputs())
     model.skip = False
     capped = model(inputs())
     assert handle.sites == ("a", "b")
     handle.remove()
-    soft_cap(model, 0.1)
+    soft_cap(model, cap=0.1)
     assert torch.equal(model(inputs()), capped)
 
 
@@ -244,7 +244,7 @@ def test_checkpoint_inside_the_attention_is_an_error(reentrant):
             return checkpoint(attend, q, k, v, use_reentrant=reentrant)
 
     model = Inside()
-    soft_cap(model, 0.5)
+    soft_cap(model, cap=0.5)
     with pytest.raises(RuntimeError):  # torch's own for the other form: other tensors in the second pass
         model(inputs()).sum().backward()
 
@@ -296,7 +296,7 @@ def test_encoder_with_padding_in_eval_does_not_take_the_fast_path():
     padding[1, 3:] = True
     with torch.no_grad():
         fast = model(inputs(), src_key_padding_mask=padding)
-        handle = soft_cap(model, 1e6)
+        handle = soft_cap(model, cap=1e6)
         slow = model(inputs(), src_key_padding_mask=padding)
         assert len(handle.sites) == 2
         torch.testing.assert_close(fast[~padding], slow[~padding], rtol=1e-5, atol=1e-5)
@@ -365,7 +365,7 @@ def test_forward_keeps_its_signature_and_a_forward_put_there_by_others():
     before = model(inputs())
     attn.forward = lambda x: 2 * Fused.forward(attn, x)
     doubled = model(inputs())
-    handle = soft_cap(model, 1e6)
+    handle = soft_cap(model, cap=1e6)
     torch.testing.assert_close(model(inputs()), doubled)
     handle.remove()
     assert torch.equal(model(inputs()), doubled)
@@ -393,7 +393,7 @@ def test_an_error_in_the_model_leaves_no_mode_behind():
 
 def test_one_block_can_be_copied_out_of_a_model():
     model = net(Fused, Written)
-    soft_cap(model, 0.2, example_input=inputs())
+    soft_cap(model, cap=0.2, example_input=inputs())
     block = copy.deepcopy(model.blocks[1])
     assert torch.equal(block(inputs()), model.blocks[1](inputs()))
     assert not any(p is q for p in block.parameters() for q in model.parameters())
@@ -402,7 +402,7 @@ def test_one_block_can_be_copied_out_of_a_model():
 @pytest.mark.parametrize("bad", [0.0, -1.0, float("nan")])
 def test_bad_arguments(bad):
     with pytest.raises(ValueError, match="cap must be positive"):
-        soft_cap(Fused(), bad)
+        soft_cap(Fused(), cap=bad)
     with pytest.raises(TypeError, match="must be a torch.nn.Module"):
         soft_cap("model")
     model = Fused()
@@ -410,7 +410,7 @@ def test_bad_arguments(bad):
         soft_cap(model, example_input=3)
     assert wrapped(model) == []
     with pytest.raises(ValueError, match="tau must be positive"):
-        QKClip(nn.MultiheadAttention(8, 2), bad)
+        QKClip(nn.MultiheadAttention(8, 2), tau=bad)
 
 
 def test_nested_tensors_are_refused():
@@ -440,7 +440,7 @@ def test_a_product_in_float32_inside_autocast_stays_in_float32():
     with torch.autocast("cpu", torch.bfloat16):
         model(inputs())
         before = model.weights
-        soft_cap(model, 1e6)
+        soft_cap(model, cap=1e6)
         model(inputs())
     torch.testing.assert_close(model.weights, before, rtol=1e-5, atol=1e-6)
 
@@ -460,7 +460,7 @@ def test_masks_made_in_the_shape_of_the_logits_are_followed():
     for kind in (Masked, Plain):
         torch.manual_seed(0)
         model = kind()
-        soft_cap(model, 0.1)
+        soft_cap(model, cap=0.1)
         outputs.append(model(inputs()))
     torch.testing.assert_close(*outputs)
 
@@ -479,7 +479,7 @@ def test_a_compiled_function_inside_the_module_is_not_gone_around():
     torch._dynamo.reset()
     torch.manual_seed(0)
     model = Inner()
-    soft_cap(model, 0.1)
+    soft_cap(model, cap=0.1)
     want = model(inputs())
     model.attend = torch.compile(plain, backend="eager")
     for _ in range(3):

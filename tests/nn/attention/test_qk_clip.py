@@ -6,6 +6,7 @@ import copy
 import math
 import os
 import pickle
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ import torch.multiprocessing as mp
 import torch.nn.functional as F
 from torch import nn
 
-from steadygrad.nn.attention import QKClip, max_attention_logit, qk_clip_, qk_norm
+from steadygrad.nn.attention import QKClip, max_attention_logit, qk_clip_, qk_norm, soft_cap
 from tests.nn.attention.attentions import DIM, HEADS, WIDTH, Fused, Written, inputs
 from tests.nn.attention.test_following import net
 
@@ -113,6 +114,21 @@ class GPT2(nn.Module):
         return F.scaled_dot_product_attention(q, k, v)
 
 
+class ByName(nn.Module):
+    """Weights of one's own, named as operands."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.k = (nn.Parameter(torch.randn(WIDTH, WIDTH)) for _ in range(2))
+
+    def forward(self, x):
+        q, k = (
+            torch.matmul(input=x, other=w).unflatten(-1, (HEADS, DIM)).transpose(1, 2)
+            for w in (self.q, self.k)
+        )
+        return F.scaled_dot_product_attention(q, k, q)
+
+
 class Grouped(nn.Module):
     def __init__(self, repeat: bool) -> None:
         super().__init__()
@@ -148,6 +164,7 @@ MODELS = {
     "grouped": lambda: Grouped(False),
     "grouped_repeated": lambda: Grouped(True),
     "latent": Latent,
+    "by_name": ByName,
     "multihead_with_extra_keys": lambda: nn.MultiheadAttention(
         WIDTH, HEADS, add_bias_kv=True, add_zero_attn=True
     ),
@@ -188,8 +205,8 @@ def test_values_and_other_layers_stay_bit_for_bit():
 def test_by_name_is_the_same_as_by_running():
     model = hot(net(Fused, Written))
     twin = copy.deepcopy(model)
-    a = QKClip(model, 1.0, example_input=inputs())
-    b = QKClip(twin, 1.0, query="*.q_proj", key="*.k_proj", num_heads=HEADS)
+    a = QKClip(model, tau=1.0, example_input=inputs())
+    b = QKClip(twin, tau=1.0, query="*.q_proj", key="*.k_proj", num_heads=HEADS)
     for m, clip in ((model, a), (twin, b)):
         m(inputs())
         clip.step()
@@ -210,7 +227,7 @@ def test_by_name_finds_the_attention_in_a_module_inside():
             return self.core(q, k, v)
 
     model = hot(Outer())
-    clip = QKClip(model, 1.0, query="q_proj", key="k_proj", num_heads=HEADS)
+    clip = QKClip(model, tau=1.0, query="q_proj", key="k_proj", num_heads=HEADS)
     model(inputs())
     gammas = clip.step()
     assert list(gammas) == ["core"] and bool((gammas["core"] < 1).all())
@@ -218,7 +235,7 @@ def test_by_name_finds_the_attention_in_a_module_inside():
 
 def test_grouped_by_name():
     model = hot(Grouped(False))
-    clip = QKClip(model, 1.0, query="q_proj", key="k_proj", num_heads=4)
+    clip = QKClip(model, tau=1.0, query="q_proj", key="k_proj", num_heads=4)
     before = parameters(model)
     model(inputs())
     clip.step()
@@ -391,26 +408,88 @@ def test_in_a_training_loop_the_logits_stay_below_tau():
     assert bool((seen["blocks.0.attn"] <= 2.001).all())
 
 
+def test_projections_that_serve_two_attentions_shrink_once_by_the_larger():
+    class Twice(Fused):
+        def mix(self, q, k, v, allowed, bias):
+            return F.scaled_dot_product_attention(q, k, v, scale=1.0) + super().mix(q, k, v, None, None)
+
+    for options in ({"example_input": inputs()}, {"query": "q_proj", "key": "k_proj", "num_heads": HEADS}):
+        model = hot(Twice(), 3.0)
+        clip = QKClip(model, tau=0.2, **options)
+        with max_attention_logit(model) as seen:
+            model(inputs())
+        gammas = clip.step()
+        assert list(gammas) == list(seen) == ["", "[1]"]
+        with max_attention_logit(model) as after:
+            model(inputs())
+        torch.testing.assert_close(after[""], torch.full((HEADS,), 0.2), rtol=1e-4, atol=0)
+
+
+def test_what_was_measured_under_another_every_is_dropped():
+    """A step that does not measure exchanges nothing between ranks, so that it must not clip either."""
+    model = hot(nn.MultiheadAttention(WIDTH, HEADS), 3.0)
+    clip = QKClip(model, tau=0.5, every=2)
+    clip.load_state_dict({"num_steps": 1, "largest": {"": torch.full((HEADS,), 9.0)}})
+    before = parameters(model)
+    assert clip.step() == {} and changed(before, model) == set()
+
+
+def test_settings_do_not_pass_for_an_example_input():
+    model = nn.MultiheadAttention(WIDTH, HEADS)
+    for call in (
+        lambda: QKClip(model, 50.0, query="q", key="k", num_heads=2),
+        lambda: soft_cap(model, 50.0),
+        lambda: qk_norm(model, True),
+    ):
+        with pytest.raises(TypeError, match="example_input must be a tensor.*settings are given by name"):
+            call()
+    assert "forward" not in vars(model)
+    x = (inputs(), inputs(), inputs())
+    clip = QKClip(model, x)
+    assert list(clip.projections) == [""]
+    clip.remove()
+    assert soft_cap(model, x).sites == qk_norm(model, x).sites == ("",)
+
+
 def one_rank(rank: int, folder: str) -> None:
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2")
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    dist.init_process_group(
+        "gloo", f"file://{folder}/meet", timeout=timedelta(seconds=30), rank=rank, world_size=2
+    )
     torch.manual_seed(0)
-    model = nn.MultiheadAttention(WIDTH, HEADS)
+    model = nn.ModuleDict({name: nn.MultiheadAttention(WIDTH, HEADS) for name in ("a", "b")})
     clip = QKClip(model, tau=0.01)
+    kept = [clip.step()]  # nobody ran
     x = inputs() * (1 + rank)
-    model(x, x, x)
-    gamma = clip.step()[""]
-    torch.save((gamma, model.in_proj_weight.detach()), Path(folder, f"rank{rank}"))
+    model["a"](x, x, x)
+    kept.append(clip.step())  # both ran
+    if rank == 0:
+        model["b"](x, x, x)
+    kept.append(clip.step())  # one ran: the other must not leave it waiting
+    model.eval() if rank == 0 else model.train()
+    model["a"](x, x, x)
+    kept.append(clip.step())  # one measured, the other ran in eval
+    torch.save((kept, model.state_dict()), Path(folder, f"rank{rank}"))
     dist.destroy_process_group()
 
 
 @pytest.mark.slow
-def test_two_ranks_clip_by_the_larger_of_both(tmp_path):
+def test_two_ranks_clip_by_the_larger_of_both_whoever_ran(tmp_path):
     mp.spawn(one_rank, (str(tmp_path),), nprocs=2)
-    (gamma, weight), (other, its_weight) = (torch.load(tmp_path / f"rank{r}") for r in (0, 1))
-    assert torch.equal(gamma, other) and torch.equal(weight, its_weight)
+    (kept, weights), (others, its_weights) = (torch.load(tmp_path / f"rank{r}") for r in (0, 1))
+    assert all(torch.equal(weights[n], its_weights[n]) for n in weights)
+    for gammas, its_gammas in zip(kept, others, strict=True):
+        assert gammas.keys() == its_gammas.keys() == {"a", "b"}
+        assert all(torch.equal(gammas[n], its_gammas[n]) for n in gammas)
     torch.manual_seed(0)
-    model = nn.MultiheadAttention(WIDTH, HEADS)
+    model = nn.ModuleDict({name: nn.MultiheadAttention(WIDTH, HEADS) for name in ("a", "b")})
     with max_attention_logit(model) as seen:
-        model(2 * inputs(), 2 * inputs(), 2 * inputs())
-    torch.testing.assert_close(gamma, 0.01 / seen[""])
+        model["a"](2 * inputs(), 2 * inputs(), 2 * inputs())
+        model["b"](inputs(), inputs(), inputs())
+    one = torch.ones(HEADS)
+    acted = [[bool((gammas[n] < 1).any()) for n in "ab"] for gammas in kept]
+    assert acted[:3] == [[False, False], [True, False], [False, True]]
+    torch.testing.assert_close(kept[1], {"a": 0.01 / seen["a"], "b": one})
+    torch.testing.assert_close(kept[2], {"a": one, "b": 0.01 / seen["b"]})
+    # by the first clip the logits of rank 1 came down to tau, but for their rounding
+    torch.testing.assert_close(kept[3], {"a": one, "b": one}, rtol=1e-4, atol=0)

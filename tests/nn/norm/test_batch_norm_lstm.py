@@ -145,6 +145,17 @@ def test_gains_start_small_and_gradients_are_right():
     assert torch.autograd.gradcheck(lambda x: output(layer(x)), (x,))
 
 
+def test_sequences_that_begin_alike_need_a_noisy_first_state():
+    x = torch.cat((torch.zeros(40, 16, 3), torch.randn(5, 16, 3)))
+    finite = []
+    for noise in (0.0, 0.1):
+        lstm = BatchNormLSTM(3, 8, max_length=45)
+        state = noise * torch.randn(1, 16, 8), torch.zeros(1, 16, 8)
+        lstm(x, state)[1][0].square().sum().backward()
+        finite.append(all(bool(p.grad.isfinite().all()) for p in lstm.parameters()))
+    assert finite == [False, True]
+
+
 def test_one_sequence_in_training_is_refused():
     layer = BatchNormLSTM(3, 4, max_length=3)
     for x in (torch.randn(3, 1, 3), torch.randn(3, 3)):

@@ -32,6 +32,17 @@ def test_step_growth_bounds_a_run_of_the_linearised_flow():
     assert 1.0 <= below.norm() / above.norm() <= rnn.step_growth() ** 200 * (1 + 1e-4)
 
 
+@pytest.mark.parametrize("gated", [False, True])
+def test_the_start_is_the_papers(gated):
+    rnn = AntisymmetricRNN(3, 200, num_layers=2, bidirectional=True, gated=gated, sigma_w=2.0)
+    for layer in rnn.layers:
+        for block in layer.weight_ih.split(200):  # V_h, and V_z below it
+            assert block.std().item() == pytest.approx(block.shape[1] ** -0.5, rel=0.1)
+            assert block.abs().max() > 2.4 * block.shape[1] ** -0.5  # normal: a uniform one ends at sqrt(3)
+        assert layer.weight_hh.std().item() == pytest.approx(2.0 * 200**-0.5, rel=0.05)
+        assert (layer.bias == 0).all()
+
+
 def test_small_steps_add_up_in_half_precision():
     rnn = AntisymmetricRNN(3, 16, eps=0.002)
     x = torch.ones(500, 1, 3)

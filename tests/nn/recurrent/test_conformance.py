@@ -60,6 +60,14 @@ def test_shapes_are_those_of_torchs_rnn(case, settings):
 
 
 @over
+def test_flatten_parameters_may_be_called(case):
+    module, x = built(case, 3, 4), torch.randn(5, 2, 3)
+    before = [t.clone() for t in module(x)]
+    assert module.flatten_parameters() is None
+    assert all(torch.equal(a, b) for a, b in zip(module(x), before, strict=True))
+
+
+@over
 def test_agrees_with_a_plain_loop_in_float64(case):
     module = built(case, 3, 5, dtype=torch.float64)
     x, h_0 = torch.randn(11, 3, dtype=torch.float64), torch.randn(1, 5, dtype=torch.float64)
@@ -340,6 +348,10 @@ def test_bad_input(case):
         (
             lambda: module(torch.zeros(5, 2, 4)),
             r"input must have 3 features in its last dimension, got shape \(5, 2, 4\)",
+        ),
+        (
+            lambda: module(pack_sequence([torch.zeros(5, 4)])),
+            r"input must have 3 features in its last dimension, got shape \(5, 4\)",
         ),
         (lambda: module(torch.zeros(3)), r"2 or 3 dimensions or a PackedSequence, got shape \(3,\)"),
         (lambda: module([torch.zeros(5, 2, 3)]), "a PackedSequence, got list"),

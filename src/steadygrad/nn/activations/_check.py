@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from torch import Tensor
 
 
@@ -25,6 +27,12 @@ def at_least_two(size: int) -> int:
     if size < 2:
         raise ValueError(f"group_size must be at least 2, got {size}: groups of one are left as they are")
     return size
+
+
+def checked_limit(limit: float | None) -> float | None:
+    if limit is not None and not (isinstance(limit, (int, float)) and 0 < limit < math.inf):
+        raise ValueError(f"limit must be a positive finite number or None, got {limit!r}")
+    return limit
 
 
 def dimension(dim: int) -> int:

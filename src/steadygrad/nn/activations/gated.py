@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import math
-
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from steadygrad.nn.activations._check import dimension, groups_of
+from steadygrad.nn.activations._check import checked_limit, dimension, groups_of
 
 
-def swiglu(x: Tensor, dim: int = -1, limit: float | None = None) -> Tensor:
+def swiglu(x: Tensor, dim: int = -1, *, limit: float | None = None) -> Tensor:
     """``silu(a) * b`` of the halves a, b of x along ``dim``, each clamped before; see ``SwiGLU``."""
     groups_of(x, 2, dim)
     gate, up = x.chunk(2, dim)
+    limit = checked_limit(limit)
     if limit is not None:
         gate, up = gate.clamp(max=limit), up.clamp(-limit, limit)
     return F.silu(gate) * up
@@ -38,8 +37,8 @@ class SwiGLU(nn.Module):
     Cost: half the memory of x for the output; two elementwise operations more with a limit.
 
     Args:
-        dim: dimension that holds the two halves.
-        limit: bound of the features, > 0; None for none.
+        dim: dimension that holds the two halves. There are no widths to give.
+        limit: bound of the features, > 0; None for none. By name only.
 
     Takes a tensor whose dimension ``dim`` is even; returns one with that dimension half as long. For the
     gain of the projection before it see ``steadygrad.init.gated_gain("silu")``, 1.2688.
@@ -59,15 +58,12 @@ class SwiGLU(nn.Module):
     reference implementation, https://github.com/openai/gpt-oss
     """
 
-    def __init__(self, dim: int = -1, limit: float | None = None) -> None:
+    def __init__(self, dim: int = -1, *, limit: float | None = None) -> None:
         super().__init__()
-        self.dim = dimension(dim)
-        if limit is not None and not (isinstance(limit, (int, float)) and 0 < limit < math.inf):
-            raise ValueError(f"limit must be a positive finite number or None, got {limit!r}")
-        self.limit = limit
+        self.dim, self.limit = dimension(dim), checked_limit(limit)
 
     def forward(self, x: Tensor) -> Tensor:
-        return swiglu(x, self.dim, self.limit)
+        return swiglu(x, self.dim, limit=self.limit)
 
     def extra_repr(self) -> str:
         return f"dim={self.dim}, limit={self.limit}"

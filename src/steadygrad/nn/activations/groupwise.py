@@ -17,17 +17,17 @@ def max_min(x: Tensor, dim: int = -1) -> Tensor:
     return torch.stack((larger, smaller), dim if dim < 0 else dim + 1).flatten(*_pair(dim))
 
 
-def group_sort(x: Tensor, size: int, dim: int = -1) -> Tensor:
+def group_sort(x: Tensor, size: int, *, dim: int = -1) -> Tensor:
     """Sort each group of ``size`` neighbours along ``dim``, largest first; see ``GroupSort``."""
-    count = groups_of(x, size, dim)
+    count = groups_of(x, at_least_two(size), dim)
     inner = dim if dim < 0 else dim + 1
     groups = x.unflatten(dim, (count, size))
     return groups.sort(dim=inner, descending=True, stable=True).values.flatten(*_pair(dim))
 
 
-def maxout(x: Tensor, size: int, dim: int = -1) -> Tensor:
+def maxout(x: Tensor, size: int, *, dim: int = -1) -> Tensor:
     """The largest of each ``size`` neighbours along ``dim``; see ``Maxout``."""
-    count = groups_of(x, size, dim)
+    count = groups_of(x, at_least_two(size), dim)
     return x.unflatten(dim, (count, size)).max(dim if dim < 0 else dim + 1).values
 
 
@@ -90,7 +90,7 @@ class GroupSort(nn.Module):
 
     Args:
         group_size: features in a group, at least 2.
-        dim: dimension of the features, as in ``MaxMin``.
+        dim: dimension of the features, as in ``MaxMin``. By name only.
 
     Takes a tensor whose dimension ``dim`` is a multiple of ``group_size``; returns the same shape.
 
@@ -104,12 +104,12 @@ class GroupSort(nn.Module):
     Source: Anil, Lucas & Grosse (2019), section 4.1, https://arxiv.org/abs/1811.05381
     """
 
-    def __init__(self, group_size: int, dim: int = -1) -> None:
+    def __init__(self, group_size: int, *, dim: int = -1) -> None:
         super().__init__()
         self.group_size, self.dim = at_least_two(group_size), dimension(dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        return group_sort(x, self.group_size, self.dim)
+        return group_sort(x, self.group_size, dim=self.dim)
 
     def extra_repr(self) -> str:
         return f"group_size={self.group_size}, dim={self.dim}"
@@ -122,15 +122,16 @@ class Maxout(nn.Module):
 
     When to use it: where a unit shall learn its own convex activation from k linear pieces. Its slope is 1
     everywhere, so that at gain 1 the gradient neither grows nor shrinks; for groups of two the signal keeps
-    its variance too.
+    its mean square too.
 
-    Values in use: groups of 2 (Goodfellow et al. on CIFAR) to 5 (on MNIST), with dropout.
+    Values in use: groups of 2 in convolutions and of 5 in dense layers (MNIST and CIFAR-10), with dropout
+    (Goodfellow et al.).
 
     Cost: k times the weights before it, for one feature.
 
     Args:
         group_size: features in a group, at least 2.
-        dim: dimension of the features, as in ``MaxMin``.
+        dim: dimension of the features, as in ``MaxMin``. By name only.
 
     Takes a tensor whose dimension ``dim`` is a multiple of ``group_size``; returns it shorter by that factor.
 
@@ -144,12 +145,12 @@ class Maxout(nn.Module):
     Source: Goodfellow et al. (2013), section 3, https://arxiv.org/abs/1302.4389
     """
 
-    def __init__(self, group_size: int, dim: int = -1) -> None:
+    def __init__(self, group_size: int, *, dim: int = -1) -> None:
         super().__init__()
         self.group_size, self.dim = at_least_two(group_size), dimension(dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        return maxout(x, self.group_size, self.dim)
+        return maxout(x, self.group_size, dim=self.dim)
 
     def extra_repr(self) -> str:
         return f"group_size={self.group_size}, dim={self.dim}"

@@ -52,7 +52,7 @@ class CReLU(nn.Module):
 
     When to use it: where half of the units of a ReLU net are copies of the other half with the sign turned,
     as in the first layers of convolutional nets; and where the norm must be kept: with weights of gain
-    sqrt(2) on the doubled fan-in, or orthogonal ones of gain 1, it neither explodes nor vanishes.
+    sqrt(2) on the doubled fan-in, orthogonal or not, it neither explodes nor vanishes.
 
     Values in use: none to set. Shang et al. put it into the lower convolutions with half the filters.
 

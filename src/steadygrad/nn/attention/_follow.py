@@ -27,6 +27,7 @@ from steadygrad.nn.attention._products import (
     SCALINGS,
     Operand,
     Scalar,
+    by_place,
     factor_of,
     heads_of,
     product_of,
@@ -122,17 +123,20 @@ class AttentionMode(TorchFunctionMode):
             return self._opened(func, args, kwargs)
         if name == "softmax":
             return self._softmax(func, args, kwargs)
+        if name in PRODUCTS or name in SCALINGS or name in DIVISIONS:
+            args, kwargs = by_place(args, kwargs)
+        first = args[0] if args else kwargs.get("input")
         out = func(*args, **kwargs)
         if name in PRODUCTS and isinstance(out, Tensor):
             self._multiplied(func, name, args, kwargs, out)
         elif self.products and self._follow(func, name, args, kwargs, out):
             pass
-        elif self.weights and name in DROPOUTS | FOLLOWED and args[0] in self.weights:
+        elif self.weights and name in DROPOUTS | FOLLOWED and first in self.weights:
             self.weights[out] = None
         elif name in SCALINGS or name in DIVISIONS:
             self._note_scale(name, args, kwargs, out)
-        elif self.scales and name in VIEWS and isinstance(args[0], Tensor):
-            scale = self.scales.get(args[0])
+        elif self.scales and name in VIEWS and isinstance(first, Tensor):
+            scale = self.scales.get(first)
             for view in out if isinstance(out, (tuple, list)) else (out,):
                 if scale is not None:
                     self.scales[view] = scale

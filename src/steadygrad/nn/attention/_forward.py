@@ -189,14 +189,17 @@ def try_out(model: nn.Module, edit: Edit, example_input: Any, grad: bool = False
                 buffer.copy_(value)
 
 
+def check_example(example_input: Any) -> None:
+    if example_input is not None and not isinstance(example_input, (Tensor, tuple, list, dict)):
+        raise TypeError(
+            "example_input must be a tensor, a tuple of arguments or a dict of keyword arguments, "
+            f"got {type(example_input).__name__}; settings are given by name"
+        )
+
+
 def call(model: nn.Module, example_input: Any) -> Any:
     if isinstance(example_input, dict):
         return model(**example_input)
     if isinstance(example_input, (tuple, list)):
         return model(*example_input)
-    if not isinstance(example_input, Tensor):
-        raise TypeError(
-            "example_input must be a tensor, a tuple of arguments or a dict of keyword arguments, "
-            f"got {type(example_input).__name__}"
-        )
     return model(example_input)

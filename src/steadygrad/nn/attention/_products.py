@@ -29,6 +29,7 @@ MASKS = frozenset(  # masks, biases, bounds
 )
 SHIFTS = frozenset("add add_ __add__ __radd__ __iadd__ sub sub_ subtract __sub__ __isub__".split())
 FOLLOWED = SCALINGS | DIVISIONS | NEUTRAL | MASKS
+OPERANDS = dict.fromkeys("input other mat2".split())  # torch's names, in their order
 
 Scalar = float | Tensor
 
@@ -54,6 +55,7 @@ class Step:
     place: int | str
     factor: Scalar | None  # for a multiplication by a number
     neutral: bool
+    scaling: bool = False  # multiplies each row by one number
     shift: bool = False  # adds one number to a whole row, which the softmax does not see
 
     def __call__(self, logits: Tensor) -> Tensor:
@@ -91,7 +93,7 @@ class Product:
         """What goes into the softmax for other queries and keys, with the cap between the scaling and the masks."""
         with torch.autocast(query.device.type, self.autocast, enabled=self.autocast is not None):
             x = self.multiply(query, key)
-        before_masks = next((i for i, s in enumerate(self.steps) if not s.neutral and s.factor is None), None)
+        before_masks = next((i for i, s in enumerate(self.steps) if not s.neutral and not s.scaling), None)
         at = len(self.steps) if before_masks is None else before_masks
         for step in self.steps[:at]:
             x = step(x)
@@ -118,6 +120,13 @@ def as_scalar(x: Any) -> Scalar | None:
     return x if isinstance(x, Tensor) and x.ndim == 0 else None
 
 
+def by_place(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
+    """The operands of a product or scaling by their place, also where they were given by name."""
+    if kwargs.keys() <= OPERANDS.keys():
+        return (*args, *(kwargs[name] for name in OPERANDS if name in kwargs)), {}
+    return args, kwargs
+
+
 def factor_of(name: str, args: Sequence[Any], kwargs: Mapping[str, Any], place: int | str) -> Scalar | None:
     """The number that a call multiplies a tensor by; None if it does something else."""
     if kwargs or len(args) != 2 or not isinstance(place, int):
@@ -133,13 +142,15 @@ def factor_of(name: str, args: Sequence[Any], kwargs: Mapping[str, Any], place: 
 def step_of(func: Any, name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any], place: int | str) -> Step:
     """A call as a step, without holding on to the logits that went into it."""
     factor = factor_of(name, args, kwargs, place)
+    scaling, shift = factor is not None, False
     if isinstance(place, int):
-        shift = name in SHIFTS and len(args) == 2 and _constant_in_rows(args[1 - place])
+        by_row = len(args) == 2 and _constant_in_rows(args[1 - place])
+        scaling |= by_row and not kwargs and (name in SCALINGS or (name in DIVISIONS and place == 0))
+        shift = by_row and name in SHIFTS
         args = (*args[:place], None, *args[place + 1 :])
     else:
-        shift = False
         kwargs = {**kwargs, place: None}
-    return Step(func, args, kwargs, place, factor, name in NEUTRAL, shift)
+    return Step(func, args, kwargs, place, factor, name in NEUTRAL, scaling, shift)
 
 
 def _constant_in_rows(x: Any) -> bool:
@@ -173,7 +184,7 @@ def product_of(
             return None
         func = torch.bmm
         steps = (
-            Step(torch.mul, (None, alpha), {}, 0, alpha, False),
+            Step(torch.mul, (None, alpha), {}, 0, alpha, False, scaling=True),
             Step(
                 torch.add,
                 (None, 0.0 if beta == 0 else added if beta == 1 else added * beta),

@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from steadygrad.nn.attention._follow import Site
-from steadygrad.nn.attention._forward import install, try_out, uninstall
+from steadygrad.nn.attention._forward import check_example, install, try_out, uninstall
 from steadygrad.nn.attention._projections import (
     CutAtLayers,
     FindProjections,
@@ -97,18 +97,21 @@ class QKClip:
 
     Args:
         model: measured in place, its classes are not changed.
-        tau: largest logit allowed, > 0 and finite.
         example_input: a tensor, a tuple of arguments or a dict of keyword arguments. The model is run on it once to
             find the projections of attention other than ``nn.MultiheadAttention``: the linear layers nearest
             to queries and keys, through reshapes, splits and rotary embeddings, row by row for each head.
+        tau: largest logit allowed, > 0 and finite.
         query, key, num_heads: instead of that, patterns of the names of the projections (``"*.q_proj"``,
             ``"*.k_proj"``, each an ``nn.Linear`` with its heads one after another) and the number of query heads.
             Nobody then checks that no norm stands between projection and product.
         every: measure and clip in every so many steps.
 
-    Call ``step()`` after ``optimizer.step()``. It returns gamma for each attention that was measured. Under
-    torch.distributed the largest logits of all ranks are taken together first, so that replicas stay equal.
+    Call ``step()`` after ``optimizer.step()``. It returns gamma for each attention that was measured.
     ``sites`` names the attention found, ``remove()`` ends the measuring. Sharded weights (FSDP) are refused.
+
+    Under torch.distributed the largest logits of all ranks are taken together first, so that replicas stay
+    equal. Every rank must call ``step()``; one that ran no forward pass since the last takes part as well, and is
+    told what the others measured. All projections are then reported, 1 for those that nobody measured.
 
     Limits: an additive bias is part of the logit but does not shrink. Values made from the same rows as keys
     would shrink with them.
@@ -135,15 +138,16 @@ class QKClip:
     def __init__(
         self,
         model: nn.Module,
-        tau: float = 100.0,
-        *,
         example_input: Any = None,
+        *,
+        tau: float = 100.0,
         query: str | None = None,
         key: str | None = None,
         num_heads: int | None = None,
         every: int = 1,
     ) -> None:
         _check_tau(tau)
+        check_example(example_input)
         if every < 1:
             raise ValueError(f"every must be at least 1, got {every}")
         if None in (query, key, num_heads) and (query, key, num_heads) != (None, None, None):
@@ -179,41 +183,45 @@ class QKClip:
     @torch.no_grad()
     def step(self) -> dict[str, Tensor]:
         """Clip by what was measured since the last step, and measure anew. Gamma of each head by site."""
-        measured = self.listener.largest
-        unknown = [name for name in measured if self._projections_of(name) is None]
+        known = self.named | self.projections
+        found = {site: self._projections_of(site) for site in self.listener.largest}
+        unknown = [site for site, owner in found.items() if owner is None]
         if unknown:
             raise RuntimeError(
                 f"QKClip does not know the projections of the attention in {unknown}: pass example_input, or "
                 "query=, key= and num_heads="
             )
-        largest = _over_ranks(measured)
-        jobs, gammas = [], {}
-        for name, found in largest.items():
-            projections = self._projections_of(name)
-            assert projections is not None
-            if found.numel() != projections.num_heads:
+        owners = {site: owner for site, owner in found.items() if owner is not None}
+        measured: dict[str, Tensor] = {}  # by projections, which may serve several sites
+        for site, owner in owners.items():
+            largest, num_heads = self.listener.largest[site].reshape(-1), known[owner].num_heads
+            if largest.numel() != num_heads:
                 raise RuntimeError(
-                    f"the attention in {name!r} has {found.numel()} heads, its projections {projections.num_heads}: "
+                    f"the attention in {site!r} has {largest.numel()} heads, its projections {num_heads}: "
                     "pass the right num_heads"
                 )
-            gammas[name] = _gamma(found.reshape(-1), self.tau)
-            jobs.append((projections, gammas[name]))
-        _scale_(jobs)
+            measured[owner] = torch.maximum(measured[owner], largest) if owner in measured else largest
+        if self.listener.on and dist.is_available() and dist.is_initialized():
+            measured = _over_ranks(measured, known)
+        gammas = {owner: _gamma(largest, self.tau) for owner, largest in measured.items()}
+        _scale_([(known[owner], gamma) for owner, gamma in gammas.items()])
+        elsewhere = {owner: gamma for owner, gamma in gammas.items() if owner not in owners.values()}
+        gammas = {site: gammas[owner] for site, owner in owners.items()} | elsewhere
         self.listener.largest = {}
         self.num_steps += 1
         self.listener.on = self.num_steps % self.every == 0
         return gammas
 
-    def _projections_of(self, site: str) -> Projections | None:
-        """By the name of the site; for projections given by name also by the module around it or one inside."""
+    def _projections_of(self, site: str) -> str | None:
+        """The name of its projections: that of the site; if given by name, that of a module around or inside."""
         if site in self.projections:
-            return self.projections[site]
+            return site
         module = site.partition("[")[0]
         around = [n for n in self.named if n == module or _within(module, n)]
         inside = [n for n in self.named if _within(n, module)]
         if around:
-            return self.named[max(around, key=len)]
-        return self.named[inside[0]] if len(inside) == 1 else None
+            return max(around, key=len)
+        return inside[0] if len(inside) == 1 else None
 
     def __repr__(self) -> str:
         known = [*self.projections, *self.named]
@@ -224,8 +232,8 @@ class QKClip:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.num_steps = state["num_steps"]
-        self.listener.largest = dict(state["largest"])
         self.listener.on = self.num_steps % self.every == 0
+        self.listener.largest = dict(state["largest"]) if self.listener.on else {}
 
 
 class _TrainingListener(Listener):
@@ -293,7 +301,8 @@ def _scale_(jobs: Sequence[tuple[Projections, Tensor]]) -> None:
         for rows, of_head in pairs:
             factors = rows.factors(of_head)
             before = todo.get(id(rows.parameter))
-            todo[id(rows.parameter)] = (rows, factors if before is None else before[1] * factors)
+            # entries that two projections share shrink once, by the smaller factor
+            todo[id(rows.parameter)] = (rows, factors if before is None else before[1].minimum(factors))
     for rows, factors in todo.values():
         parameter = rows.parameter
         shape = [1] * parameter.ndim
@@ -301,17 +310,20 @@ def _scale_(jobs: Sequence[tuple[Projections, Tensor]]) -> None:
         parameter.copy_(parameter * factors.view(shape))  # the product is float32 at least
 
 
-def _over_ranks(largest: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    if not largest or not (dist.is_available() and dist.is_initialized()):
-        return dict(largest)
-    names = sorted(largest)
-    flat = torch.cat([largest[name].reshape(-1) for name in names])
-    flat = torch.where(
-        flat.isnan(), float("inf"), flat
-    )  # what a maximum makes of nan differs between backends
+def _over_ranks(measured: Mapping[str, Tensor], known: Mapping[str, Projections]) -> dict[str, Tensor]:
+    """The largest of all ranks, for every projection: what a rank measured must not decide what it sends."""
+    parameters = {name: found.query[0].parameter for name, found in known.items()}
+    device = next(iter(parameters.values())).device
+    dtype = torch.float32
+    for parameter in parameters.values():
+        dtype = torch.promote_types(dtype, parameter.dtype)
+    none = {name: torch.full((found.num_heads,), -torch.inf) for name, found in known.items()}
+    flat = torch.cat([measured.get(name, none[name]).to(device, dtype) for name in known])
+    # what a maximum makes of nan differs between backends
+    flat = torch.where(flat.isnan(), float("inf"), flat)
     dist.all_reduce(flat, dist.ReduceOp.MAX)
-    parts = flat.split([largest[name].numel() for name in names])
-    return {name: part.view_as(largest[name]) for name, part in zip(names, parts, strict=True)}
+    parts = flat.split([found.num_heads for found in known.values()])
+    return {name: part.to(parameters[name].device) for name, part in zip(known, parts, strict=True)}
 
 
 def _within(inner: str, outer: str) -> bool:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from steadygrad.nn.attention._edit import Edit
 from steadygrad.nn.attention._follow import Site
-from steadygrad.nn.attention._forward import Handle, install, try_out, uninstall
+from steadygrad.nn.attention._forward import Handle, check_example, install, try_out, uninstall
 from steadygrad.nn.attention._products import Operand
 from steadygrad.nn.attention.normalise import rms_normalise
 
@@ -119,8 +119,8 @@ class _QKNorm(Edit):
 
 def qk_norm(
     model: nn.Module,
-    *,
     example_input: Any = None,
+    *,
     learned: bool = True,
     per_dim: bool = True,
     normalise: Normalise = rms_normalise,
@@ -149,7 +149,9 @@ def qk_norm(
     kernels of other packages, a softmax written with ``exp``. A sum of two products is normalised in the first only.
     A module of yours that ran without attention in its first call is not watched from then on.
 
-    Values in use: LayerNorm in ViT-22B (``normalise=layer_normalise``), RMSNorm in today's language models.
+    Values in use: RMSNorm with a learned scale, as here (ViT-22B, Qwen3, Gemma 3); LayerNorm
+    (``normalise=layer_normalise``) in StableLM 2 12B. There one scale per dimension serves all heads or each has
+    its own; and it stands before the rotary embedding, where this one stands after it (``per_dim``).
 
     Cost: one pass over queries and keys; attention that you wrote out yourself computes its product twice.
     Under torch.compile the modules that run attention run uncompiled (a graph break each; ``fullgraph=True``
@@ -179,7 +181,7 @@ def qk_norm(
 
     Example:
         >>> model = nn.TransformerEncoderLayer(8, 2, batch_first=True)
-        >>> handle = qk_norm(model, example_input=torch.randn(4, 3, 8))
+        >>> handle = qk_norm(model, torch.randn(4, 3, 8))
         >>> [(name, tuple(p.shape)) for name, p in handle.named_parameters()]
         [('self_attn.qk_norm_query_scale', (2, 4)), ('self_attn.qk_norm_key_scale', (2, 4))]
         >>> handle.remove()
@@ -187,6 +189,7 @@ def qk_norm(
     Source: Henry et al. (2020), section 3, https://arxiv.org/abs/2010.04245; Dehghani et al. (2023, ViT-22B),
         section 2, https://arxiv.org/abs/2302.05442
     """
+    check_example(example_input)
     edit = _QKNorm(normalise, learned, per_dim, modules)
     install(model, edit)
     handle = QKNormHandle(model, edit)

@@ -9,7 +9,7 @@ import torch  # noqa: F401 - for the example
 from torch import nn
 
 from steadygrad.nn.attention._edit import Edit
-from steadygrad.nn.attention._forward import Handle, install, try_out
+from steadygrad.nn.attention._forward import Handle, check_example, install, try_out
 from steadygrad.nn.attention.logits import check_cap
 
 
@@ -25,7 +25,7 @@ class _SoftCap(Edit):
         return fnmatchcase(name, self.modules)
 
 
-def soft_cap(model: nn.Module, cap: float = 50.0, *, example_input: Any = None, modules: str = "*") -> Handle:
+def soft_cap(model: nn.Module, example_input: Any = None, *, cap: float = 50.0, modules: str = "*") -> Handle:
     """Cap the attention logits of a model smoothly, however its attention is written.
 
         S <- cap * tanh(S / cap)        before the mask, in every attention
@@ -42,10 +42,10 @@ def soft_cap(model: nn.Module, cap: float = 50.0, *, example_input: Any = None, 
 
     Args:
         model: changed in place, its classes are not. Attention is found as it runs: see `qk_norm`.
-        cap: largest absolute logit before masks and biases, > 0; inf changes nothing.
         example_input: a tensor, a tuple of arguments or a dict of keyword arguments: the model is run on it
             once, without gradient, and a ValueError is raised if no attention ran. Without it a warning comes
             at the end of the first forward pass.
+        cap: largest absolute logit before masks and biases, > 0; inf changes nothing.
         modules: pattern (as for file names) that the name of a module with attention must match.
 
     Returns:
@@ -55,7 +55,7 @@ def soft_cap(model: nn.Module, cap: float = 50.0, *, example_input: Any = None, 
 
     Example:
         >>> model = nn.TransformerEncoderLayer(8, 2, batch_first=True)
-        >>> handle = soft_cap(model, cap=50.0, example_input=torch.randn(1, 3, 8))
+        >>> handle = soft_cap(model, torch.randn(1, 3, 8), cap=50.0)
         >>> handle.sites
         ('self_attn',)
         >>> handle.remove()
@@ -63,6 +63,7 @@ def soft_cap(model: nn.Module, cap: float = 50.0, *, example_input: Any = None, 
     Source: Gemma Team (2024, Gemma 2), section 2, "Logit soft-capping", https://arxiv.org/abs/2408.00118
     """
     check_cap(cap)
+    check_example(example_input)
     edit = _SoftCap(cap, modules)
     install(model, edit)
     handle = Handle(model, edit)

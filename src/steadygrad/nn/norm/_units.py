@@ -11,7 +11,10 @@ def weight_of(module: nn.Module, name: str) -> Tensor:
     """The weight of a module, checked: a float tensor of two dimensions or more."""
     weight = getattr(module, name, None)
     if not isinstance(weight, Tensor):
-        raise ValueError(f"{type(module).__name__} has no tensor {name!r}: give its name as name=")
+        raise ValueError(
+            f"{type(module).__name__} has no tensor {name!r}: give its name as name=, and of a model take each "
+            "layer by itself"
+        )
     if weight.dim() < 2 or not weight.is_floating_point():
         raise ValueError(
             f"{name} must be a float tensor of two dimensions or more, got {weight.dtype} of shape "

@@ -139,15 +139,15 @@ class BatchRenorm1d(_BatchRenorm, nn.BatchNorm1d):
         r_steps, d_steps: training steps after which r_max and d_max are reached, >= warmup_steps.
 
     The state has the names of ``nn.BatchNorm1d``, and either loads the other's; steps are counted in
-    ``num_batches_tracked``. The running statistics are a mean and a variance, as torch's, where the paper averages
-    the deviation.
+    ``num_batches_tracked``. The running statistics are a mean and an unbiased variance, as torch's, where the paper
+    averages the biased deviation of the batches.
 
     Empty, zero, inf, nan: an empty batch gives an empty batch and teaches nothing. A constant channel gives d. An inf
     or nan makes its channel nan and leaves the running statistics and the step count bit for bit as they were.
 
     Example:
         >>> norm = BatchRenorm1d(3, warmup_steps=0, r_steps=0, d_steps=0)
-        >>> x = torch.randn(4, 3)
+        >>> x = torch.randn(32, 3)
         >>> bool(torch.allclose(norm(x), x, atol=1e-4))  # as the fresh running mean 0 and variance 1 have it
         True
 

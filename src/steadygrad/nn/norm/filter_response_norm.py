@@ -26,7 +26,7 @@ class FilterResponseNorm(nn.Module):
     Limits: with one position to a channel, x / sqrt(x^2 + eps) is the sign of x: set ``learn_eps`` there, or leave such
     layers out. Its authors warm the learning rate up, for some nets cannot do without.
 
-    Values in use: eps 1e-6; learned eps from 1e-4; weight 1, bias and tau 0 (the paper, ResNet and Inception).
+    Values in use: eps 1e-6; learned eps from 1e-4 (the paper); weight 1, bias and tau 0 at the start.
 
     Cost: one read for the mean square, one read and write; three numbers for each channel.
 

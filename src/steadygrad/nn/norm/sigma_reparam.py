@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from steadygrad.nn.norm._statistics import snapshot
+from steadygrad.nn.norm._ties import check_alone
 from steadygrad.nn.norm._units import checked_dim, output_dim, weight_of
 
 # iterations for the first singular vector: until sigma grows by less than this share, and no more than so many
@@ -44,7 +45,8 @@ class SigmaReparam(nn.Module):
     """The parametrization that `sigma_reparam` registers: ``gamma / sigma(W) * W``.
 
     Args:
-        weight: the weight that it will be registered on: two dimensions or more, finite, not all 0.
+        weight: the weight that it will be registered on: two dimensions or more, finite, not all 0. gamma is
+            trained if it is: a frozen one (``requires_grad`` False) gets a frozen gamma.
         keep_function: gamma starts at sigma(W) instead of 1.
         n_power_iterations: per forward pass in training, >= 1.
         dim: the dimension of the outputs; the others are taken together as inputs.
@@ -78,7 +80,8 @@ class SigmaReparam(nn.Module):
                 )
             self.register_buffer("v", _first_right_vector(matrix))
             sigma = length(matrix.mv(self.v))
-            self.gamma = nn.Parameter(sigma.clone() if keep_function else torch.ones_like(sigma))
+            gamma = sigma.clone() if keep_function else torch.ones_like(sigma)
+            self.gamma = nn.Parameter(gamma, requires_grad=weight.requires_grad)
 
     def _matrix(self, weight: Tensor) -> Tensor:
         weight = weight.to(torch.promote_types(weight.dtype, torch.float32))
@@ -131,7 +134,8 @@ def sigma_reparam(
     products.
 
     Args:
-        module: Linear, ConvNd, ConvTransposeNd, or any module with such a weight.
+        module: Linear, ConvNd, ConvTransposeNd, or any module with such a weight; one layer, not a model. A frozen
+            one stays frozen, its gamma too.
         name: of the weight: ``"in_proj_weight"`` in ``nn.MultiheadAttention``, one norm for its three parts.
         keep_function: start gamma at sigma(W) instead of 1: the outputs are unchanged at the switch.
         n_power_iterations: per forward pass in training, >= 1.
@@ -144,7 +148,9 @@ def sigma_reparam(
     gives 0, and an inf or nan in W makes all of W_hat nan; either leaves v bit for bit as it was.
 
     Raises:
-        ValueError: no such weight, or one without a sigma.
+        ValueError: no such weight, or one without a sigma; one that has a parametrization already; one that is
+            tied to another (``lm_head.weight is wte.weight``), as the tie would break: leave that layer out. Nothing
+            is changed then.
 
     Example:
         >>> layer = sigma_reparam(nn.Linear(8, 8))
@@ -154,6 +160,7 @@ def sigma_reparam(
     Source: Zhai, Likhomanenko, Littwin, Busbridge, Ramapuram, Zhang, Gu & Susskind (2023), section 3,
     https://arxiv.org/abs/2303.06296
     """
+    check_alone(module, (name,))
     weight = weight_of(module, name)
     new = SigmaReparam(weight, keep_function, n_power_iterations, output_dim(module))
     parametrize.register_parametrization(module, name, new.train(module.training))

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from steadygrad.nn.norm._parameters import checked_eps
+from steadygrad.nn.norm._ties import check_alone
 from steadygrad.nn.norm._units import TRANSPOSED, checked_dim, output_dim, weight_of
 
 
@@ -65,7 +66,7 @@ class WeightStandardisation(nn.Module):
     """The parametrization that `weight_standardisation` registers: ``gain * standardise_weight(W, gamma)``.
 
     Args:
-        weight: the weight that it will be registered on.
+        weight: the weight that it will be registered on. The gain is trained if it is.
         gamma: the gain of the nonlinearity before the layer, fixed.
         learn_gain: a learned gain for each output, started at 1, multiplies gamma.
         scaled: False leaves out the division by sqrt(N).
@@ -105,7 +106,8 @@ class WeightStandardisation(nn.Module):
                 f"each output of a weight of shape {tuple(weight.shape)} has one input, which has no variance: "
                 "leave this layer out"
             )
-        gain = nn.Parameter(torch.ones(outputs, device=weight.device, dtype=weight.dtype))
+        ones = torch.ones(outputs, device=weight.device, dtype=weight.dtype)
+        gain = nn.Parameter(ones, requires_grad=weight.requires_grad)
         self.register_parameter("gain", gain if learn_gain else None)
 
     def forward(self, weight: Tensor) -> Tensor:
@@ -150,7 +152,8 @@ def weight_standardisation(
     ``parametrize.remove_parametrizations(module, "weight")`` all of them after training.
 
     Args:
-        module: Linear, Conv1d to Conv3d, ConvTranspose1d to 3d without groups, or any module with such a weight.
+        module: Linear, Conv1d to Conv3d, ConvTranspose1d to 3d without groups, or any module with such a weight. A
+            frozen one stays frozen, its gain too.
         name: of the weight.
         gamma, learn_gain, scaled, eps: see `WeightStandardisation`.
 
@@ -160,7 +163,9 @@ def weight_standardisation(
     Empty, zero, inf, nan: see `standardise_weight`.
 
     Raises:
-        ValueError: no such weight; outputs with a single input; a transposed convolution with groups.
+        ValueError: no such weight; outputs with a single input; a transposed convolution with groups; a weight that
+            has a parametrization already, or that is tied to another, as the tie would break: leave that layer
+            out. Nothing is changed then.
 
     Example:
         >>> conv = weight_standardisation(nn.Conv2d(3, 8, 3), gamma=1.713)
@@ -170,6 +175,7 @@ def weight_standardisation(
     Source: Brock, De & Smith (2021), section 4, https://arxiv.org/abs/2101.08692; the plain form: Qiao, Wang, Liu, Shen
     & Yuille (2019), section "Weight Standardization", https://arxiv.org/abs/1903.10520
     """
+    check_alone(module, (name,))
     weight = weight_of(module, name)
     if isinstance(module, TRANSPOSED) and module.groups > 1:
         raise ValueError(

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from steadygrad.init.recurrent import num_gates
+from steadygrad.nn.norm._ties import check_alone
 
 _GONE: weakref.ref[Any] = weakref.ref(set())  # of nothing: what torch takes to be an outdated weight
 
@@ -26,12 +27,7 @@ def parametrize_hidden_weights(module: nn.Module, make: Callable[[Tensor, int], 
     """Put a parametrization made from the weight and its number of gates on each hidden-to-hidden weight."""
     gates = num_gates(module)
     names = hidden_weights(module)
-    for name in names:
-        if parametrize.is_parametrized(module, name):
-            raise ValueError(
-                f"{name!r} has a parametrization already: remove it with "
-                f"torch.nn.utils.parametrize.remove_parametrizations(module, {name!r}) before"
-            )
+    check_alone(module, names)
     made = {name: make(getattr(module, name), gates) for name in names}
     for name, parametrization in made.items():
         parametrize.register_parametrization(module, name, parametrization)

@@ -70,10 +70,14 @@ class RecurrentStack(nn.Module):
         for layer in self.layers:
             layer.reset_parameters()  # type: ignore[operator]
 
+    def flatten_parameters(self) -> None:
+        """Does nothing: there is no fused kernel to gather weights for. For code written for ``nn.RNN``."""
+
     def forward(
         self, input: Tensor | PackedSequence, hx: Tensor | None = None
     ) -> tuple[Tensor | PackedSequence, Tensor]:
         if isinstance(input, PackedSequence):
+            self._check_features(input.data)
             x, lengths = pad_packed_sequence(input)
             output, h_n = self._run(x, self._initial(x, hx), lengths.to(x.device))
             in_order = input.sorted_indices is None
@@ -81,10 +85,7 @@ class RecurrentStack(nn.Module):
         if not isinstance(input, Tensor) or input.dim() not in (2, 3):
             given = f"shape {tuple(input.shape)}" if isinstance(input, Tensor) else type(input).__name__
             raise ValueError(f"input must be a tensor of 2 or 3 dimensions or a PackedSequence, got {given}")
-        if input.shape[-1] != self.input_size:
-            raise ValueError(
-                f"input must have {self.input_size} features in its last dimension, got shape {tuple(input.shape)}"
-            )
+        self._check_features(input)
         batched = input.dim() == 3
         if not batched:
             x = input.unsqueeze(1)
@@ -95,6 +96,12 @@ class RecurrentStack(nn.Module):
         if not batched:
             return output.squeeze(1), h_n.squeeze(1)
         return (output.transpose(0, 1) if self.batch_first else output), h_n
+
+    def _check_features(self, x: Tensor) -> None:
+        if x.shape[-1] != self.input_size:
+            raise ValueError(
+                f"input must have {self.input_size} features in its last dimension, got shape {tuple(x.shape)}"
+            )
 
     def _initial(self, x: Tensor, hx: Tensor | None) -> Tensor:
         shape = (len(self.layers), x.shape[1], self.state_size)

@@ -25,8 +25,8 @@ def chrono_bias_(
     When to use it: dependencies whose range is known or can be bounded; ``init.forget_bias_`` opens all forget
     gates alike.
 
-    Values in use: t_max the length of the longest dependency: 784 for pixel by pixel MNIST, the delay in copying
-    tasks (Tallec & Ollivier).
+    Values in use: t_max near the length of the longest dependency: 1 to 1.5 times the delay in copying tasks
+    (Tallec & Ollivier).
 
     Cost: none.
 

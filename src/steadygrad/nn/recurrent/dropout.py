@@ -28,7 +28,8 @@ class Zoneout(nn.Module):
     When to use it: against overfitting in recurrences written with cells; torch's own dropout acts between
     layers only, and on the state it would erase the memory.
 
-    Values in use: 0.05 for h and 0.5 for c of an LSTM on characters, 0.025 for h on words (Krueger et al.).
+    Values in use: 0.05 for h and 0.5 for c of an LSTM on characters of Penn Treebank, 0.15 for both on permuted
+    MNIST (Krueger et al.).
 
     Cost: a random number and a selection for each unit.
 
@@ -69,7 +70,8 @@ class VariationalDropout(nn.Module):
     When to use it: on the input or the output of a recurrent layer; a mask of its own for each step, as
     ``nn.Dropout`` draws it, is noise that the recurrence adds up.
 
-    Values in use: 0.2 to 0.5 (Gal & Ghahramani; 0.4 between the layers of AWD-LSTM).
+    Values in use: on Penn Treebank 0.4 on the embedded input and 0.25 between the layers, on WikiText-2 0.2
+    between them (the code of AWD-LSTM).
 
     Cost: one product, and random numbers for one step.
 

@@ -46,8 +46,9 @@ class IndRNN(RecurrentStack):
 
     When to use it: long sequences with ReLU, in several layers, through which the units mix.
 
-    Values in use: ReLU, bound ``recurrent_bound(T)``, u uniform in [0, bound] at the start, in the last layer in
-    [gamma^-(1/T), bound] so that it remembers; 2 to 21 layers (Li et al.).
+    Values in use: ReLU, bound ``recurrent_bound(T)``, u uniform in [0, bound] at the start; 2 to 21 layers (Li et
+    al.). Where only the last output counts they start u of the last layer in [gamma^-(1/T), bound], so that it
+    remembers; here every layer starts in [0, bound].
 
     Cost: a vector product in place of a matrix product a step; a loop in Python, three kernels a step.
 

@@ -17,7 +17,8 @@ def gradient_norm_penalty(grads: Tensor, pulled: Tensor) -> Tensor:
     When to use it: as the last part of ``recurrent_norm_penalty`` and ``rnn_norm_penalty``, or where the
     vector-Jacobian products are at hand already.
 
-    Values in use: weight of the penalty in the loss 0.01 to 4, often decayed as 1/t (Pascanu et al.).
+    Values in use: the weight in the loss is found by search. The authors' code takes the ratio of squared norms
+    and the mean over the steps, so that its weights do not carry over (https://github.com/pascanur/trainingRNNs).
 
     Cost: two norms.
 
@@ -71,7 +72,7 @@ def recurrent_norm_penalty(step: Callable[[Tensor], Tensor], states: Tensor, gra
     pre-activation, h_{k+1} = W f(h_k) + .., for which this is its eq. 10 exactly; with h = f(..) the slope at
     h_{k+1} depends on W too, and is differentiated.
 
-    Values in use: weight 0.01 to 4 in the loss, beside gradient clipping (Pascanu et al.).
+    Values in use: the weight in the loss as in `gradient_norm_penalty`, beside gradient clipping (Pascanu et al.).
 
     Cost: one forward and one double backward of a single step, with all T steps as its batch.
 
@@ -120,7 +121,7 @@ def rnn_norm_penalty(rnn: nn.RNN, output: Tensor, grad_output: Tensor) -> Tensor
     When to use it: a plain RNN that has to learn long dependencies. torch's fused kernels stay in use: what
     autograd gives for ``output`` does not hold the way through later steps, so that part is worked out here.
 
-    Values in use: weight 0.01 to 4 in the loss, beside gradient clipping (Pascanu et al.).
+    Values in use: the weight in the loss as in `gradient_norm_penalty`, beside gradient clipping (Pascanu et al.).
 
     Cost: T products with W_hh for the gradients, one for Omega, and the backward pass of what follows the RNN
     once more, for ``grad_output``.

@@ -36,7 +36,7 @@ class ModReLU(nn.Module):
     When to use it: in orthogonal recurrences over long sequences. Its slope is 1 or 0, and 1 everywhere at
     the start, when the recurrence is linear and keeps the norm of state and gradient exactly.
 
-    Values in use: b starts at 0 and is learned (Arjovsky et al.).
+    Values in use: b starts at 0 and is learned (Arjovsky et al., Helfrich et al.).
 
     Cost: five elementwise operations.
 
@@ -133,7 +133,8 @@ def orthogonal_recurrence(
 
     Args:
         module: ``nn.RNN``, ``nn.LSTM``, ``nn.GRU`` or one of their cells. Make optimizers after this: the
-            parameters are new ones.
+            parameters are new ones. Frozen weights stay frozen; with a parametrization already, or tied to those
+            of another layer, they are refused with ValueError.
         orthogonal_map: "matrix_exp", "cayley" or "householder"; None for torch's choice.
 
     Returns the module. Orthogonal blocks are kept as they are (see ``init.orthogonal_recurrent_``); others are
@@ -180,7 +181,7 @@ class OrthogonalRNN(RecurrentStack):
     tanh or ReLU and speed on a GPU take ``orthogonal_recurrence(nn.RNN(...))``, which is the same function in
     torch's fused kernels; this layer has modReLU too, can be pickled, and can be differentiated twice.
 
-    Values in use: modrelu with biases at 0 (Arjovsky et al.; Helfrich et al.); hidden_size 128 to 512; the
+    Values in use: modrelu with biases at 0 (Arjovsky et al.; Helfrich et al.); hidden_size 170 to 512; the
     rate of A one tenth of that of the rest (Lezcano-Casado & Martinez-Rubio, Helfrich et al.):
     ``[p for n, p in rnn.named_parameters() if n.endswith("weight_hh_raw")]`` are those of A.
 

@@ -38,7 +38,7 @@ def detach(state: Any) -> Any:
         >>> [t.requires_grad for t in detach({"lstm": (h, c)})["lstm"]]
         [False, False]
 
-    Source: Williams & Peng (1990), section 3 (truncation), https://doi.org/10.1162/neco.1990.2.4.490
+    Source: Williams & Peng (1990), for truncation, https://doi.org/10.1162/neco.1990.2.4.490
     """
     return _mapped(state, lambda t: t.detach(), "state")
 
@@ -74,7 +74,7 @@ def tbptt(
     When to use it: sequences longer than memory or patience allow, and streams. It also bounds how far a gradient
     can explode: over k2 steps. What lies further back is not learned.
 
-    Values in use: k1 = k2 = 35 to 70 (language models on Penn Treebank), 200 and more for characters.
+    Values in use: k1 = k2: 35 to 70 for words of Penn Treebank, 100 to 200 for characters.
 
     Cost: memory of k2 steps. With k2 > k1, (k2 - k1) / k1 times more forward and backward passes.
 
@@ -102,7 +102,7 @@ def tbptt(
         >>> chunk.start, chunk.stop
         (90, 100)
 
-    Source: Williams & Peng (1990), BPTT(h; h') of section 3 with h = k2 and h' = k1,
+    Source: Williams & Peng (1990), BPTT(h; h') with h = k2 and h' = k1,
     https://doi.org/10.1162/neco.1990.2.4.490
     """
     count("k1", k1)
