@@ -61,7 +61,8 @@ FAMILIES = (
         "Initialisation",
         "steadygrad.init",
         (
-            "ACTIVATIONS", "Audit", "AuditTime", "Followed", "InitReport", "SCHEMES", "backward_gain", "branch_scale", "chi",
+            "ACTIVATIONS", "Audit", "AuditTime", "Followed", "InitReport", "SCHEMES", "backward_gain",
+            "branch_scale", "chi",
             "critical_point", "depth_limits", "fixed_point", "fixup_scale", "follow", "forward_gain",
             "gain_table", "gated_gain", "init_gain", "moments", "scaled_groups", "variance_map",
         ),
@@ -178,9 +179,15 @@ def _prose(paragraph: str) -> str:
 def _named_default(parameter: inspect.Parameter) -> inspect.Parameter:
     """Without its annotation, and with the name of a function or class as its default instead of an address."""
     default = parameter.default
-    if callable(default) and default is not inspect.Parameter.empty:
-        default = _Shown(default.__name__)
+    if default is not inspect.Parameter.empty:
+        default = _Shown(_default(default))
     return parameter.replace(annotation=inspect.Parameter.empty, default=default)
+
+
+def _default(value: Any) -> str:
+    if isinstance(value, tuple):
+        return f"({', '.join(map(_default, value))}{',' * (len(value) == 1)})"
+    return value.__name__ if callable(value) else repr(value)
 
 
 class _Shown(str):

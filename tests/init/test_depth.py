@@ -20,7 +20,7 @@ def test_relu_has_a_closed_form(sigma_w, dtype):
     step = math.log(sigma_w**2 / 2) / 2  # of the rms, per layer
     edge = math.log(info.max if step > 0 else info.tiny)
     expected = math.floor(edge / step) + 1
-    for limit in depth_limits("relu", sigma_w, dtype=dtype, max_depth=10_000):
+    for limit in depth_limits("relu", sigma_w, dtype=dtype, q=1.0, max_depth=10_000):
         assert limit.depth == pytest.approx(expected, abs=1)
         assert limit.fate == ("explodes" if step > 0 else "vanishes")
 
@@ -74,21 +74,21 @@ def test_a_real_net_of_units_goes_where_the_theory_says(unit):
     ratio = (below.square().sum(0) / above.square().sum(0) / slope).log().mean().item()
     assert ratio == pytest.approx(0.0, abs=0.3)
     limit = depth_limits(unit, gain, dtype=torch.float16).forward
-    assert (limit.fate, limit.depth) == (("vanishes", 5) if unit == "swiglu" else ("holds", 1000))
+    assert (limit.fate, limit.depth) == (("unstable", 6) if unit == "swiglu" else ("holds", 1000))
 
 
 def test_every_activation_of_the_issue_has_gains_and_limits():
     names = ["gelu", "silu", "mish", "squared_relu", "swiglu", "maxmin"]
     assert set(names) <= set(TABLE_ROWS)
-    table = gain_table(names, dtypes=[torch.float32, torch.float16], max_depth=200)
+    table = gain_table(names, dtypes=[torch.float32, torch.float16], width=64, max_depth=200)
     for row in table.rows:
         assert row.forward > 0 and row.backward > 0 and row.init > 0 and row.slope_q > 0
-        assert set(row.limits) == {"float32", "float16"}
+        assert list(row.limits) == ["10 times", "float32", "float16"]
     fate = {row.activation: row.limits["float16"] for row in table.rows}
-    assert fate["swiglu"].forward.fate == fate["swiglu"].backward.fate == "vanishes"
-    assert fate["squared_relu"].backward.fate == "explodes"
+    for unit in ("swiglu", "squared_relu"):
+        assert fate[unit].forward.fate == fate[unit].backward.fate == "unstable"
     assert fate["maxmin"].forward.fate == fate["maxmin"].backward.fate == "holds"
-    assert str(gain_table([])).count("\n") == 2
+    assert str(gain_table([])).count("\n") == 4
 
 
 def test_drift():
@@ -114,7 +114,9 @@ def test_table():
     assert rows["maxmin"].forward == rows["maxmin"].backward == 1.0
     assert rows["relu"].limits["float16"].forward.fate == "vanishes"
     text = str(table)
-    assert "none" in text and "vanishes at" in text and "sigma_w 1" in text
+    assert "none" in text and "sigma_w 1," in text and "width 256" in text
+    assert "  signal down 29" in text.replace("\n", "  ")  # 65504 and 6e-5 in steps of 2^(-1/2)
+    assert "width infinite" in str(gain_table(["relu"], width=None, dtypes=[]))
     assert len({len(line) for line in text.splitlines()[:2]}) == 1
     assert all(line == line.rstrip() for line in text.splitlines())
 
@@ -123,7 +125,14 @@ def test_table():
 def test_the_default_table_has_every_activation():
     table = gain_table(max_depth=100)
     assert [row.activation for row in table.rows] == list(TABLE_ROWS)
-    assert set(table.rows[0].limits) == {"float32", "float16", "bfloat16"}
+    assert set(table.rows[0].limits) == {"10 times", "float32", "float16"}
+    fates = {row.activation: str(row.limits["10 times"].forward) for row in table.rows}
+    assert (
+        fates["silu"] == "explodes at 17"
+        and fates["selu"] == "holds"
+        and fates["swiglu"] == "unstable from 4"
+    )
+    assert max(map(len, str(table).splitlines())) < 150
 
 
 def test_bad_input():
@@ -131,6 +140,12 @@ def test_bad_input():
         depth_limits("relu", 1.0, dtype=torch.int32)
     with pytest.raises(ValueError, match="max_depth must be at least 1, got 0"):
         depth_limits("relu", 1.0, max_depth=0)
+    with pytest.raises(ValueError, match="width must be at least 1, or None for infinite, got 0"):
+        depth_limits("relu", 1.0, width=0)
+    with pytest.raises(ValueError, match="factor must be above 1 and finite, got 1"):
+        depth_limits("relu", 1.0, factor=1.0)
+    with pytest.raises(ValueError, match="q must be a positive finite variance, got 0"):
+        depth_limits("relu", 1.0, q=0.0)
     with pytest.raises(ValueError, match="sigma_w must be positive"):
         depth_limits("relu", -1.0)
     with pytest.raises(ValueError, match="unknown activation"):

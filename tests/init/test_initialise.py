@@ -383,6 +383,52 @@ def test_frozen_and_kept_parameters_stay():
     assert not model[0].weight.requires_grad
 
 
+@pytest.mark.parametrize(
+    ("prefix", "nearest"), [("blocks.O.", "'blocks.0.'"), ("block.0", "'blocks.0.'"), ("haed.", "'head.'")]
+)
+def test_a_prefix_in_keep_that_matches_nothing_is_refused(prefix, nearest):
+    model, example = zoo()["conv"]
+    before = weights(model)
+    with pytest.raises(ValueError, match=f"keep: no parameter's name begins with '{prefix}'; .*{nearest}"):
+        initialise(model, example, keep=["stem.", prefix])
+    assert equal(before, weights(model))
+
+
+def test_keep_takes_the_name_of_a_parametrised_weight_and_of_a_tied_one():
+    model = nn.Sequential(parametrizations.weight_norm(nn.Linear(8, 8)), nn.ReLU(), nn.Linear(8, 2))
+    assert initialise(model, torch.zeros(1, 8), keep=["0.weight", "2.bias"]).kept == {
+        "0.weight": "named in keep"
+    }
+    language, example = zoo()["language"]
+    assert initialise(language, example, keep=["head."]).kept["tokens.weight"] == "named in keep"
+
+
+@pytest.mark.parametrize("scheme", ["critical", "orthogonal", "delta_orthogonal"])
+def test_a_critical_point_without_its_biases_is_noted(scheme):
+    """60 GELU layers without biases shrink the signal a million times."""
+    torch.manual_seed(0)
+    x = torch.randn(16, 64)
+    model = plain(nn.GELU, 60, 64, bias=False)
+    report = initialise(model, x, scheme, seeded())
+    assert report.notes == (
+        "60 plain gelu layers have no bias, and gelu needs biases for its critical point: add norms or skips",
+    )
+    assert model(x).abs().median() < 1e-4
+    assert report.notes[0] in str(report)
+    auto = initialise(model, x, "auto", seeded()).notes[0]
+    assert auto.endswith(report.notes[0].partition(", and ")[2])  # worded alike
+    assert initialise(plain(nn.GELU, 60, 64), x, scheme).notes == ()
+    assert initialise(plain(nn.Tanh, 60, 64, bias=False), x, scheme).notes == ()  # its sigma_b is 0
+    normed = [m for _ in range(3) for m in (nn.Linear(64, 64, bias=False), nn.LayerNorm(64), nn.GELU())]
+    assert initialise(nn.Sequential(*normed), x, scheme).notes == ()
+
+
+def test_a_gain_of_ones_own_needs_no_biases():
+    model = plain(nn.GELU, 4, 16, bias=False)
+    assert initialise(model, torch.randn(2, 16), "orthogonal", gain=1.0).notes == ()
+    assert initialise(model, torch.randn(2, 16), "lsuv").notes == ()
+
+
 def test_complex_weights_are_kept():
     class Fourier(nn.Module):
         def __init__(self):

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from steadygrad.init import initialise, unit_variance_scales
-from tests.init.nets import Net, ResNet, plain, zoo
+from tests.init.nets import LanguageModel, Net, ResNet, plain, zoo
 
 
 def variances(model: nn.Module, x: torch.Tensor) -> dict[str, float]:
@@ -80,6 +80,25 @@ def test_attention_scales_its_output_only():
     notes = {r.weight: r.note for r in report.rows}
     assert "lsuv" in notes["layers.0.self_attn.out_proj.weight"]
     assert "lsuv" not in notes["layers.0.self_attn.in_proj_weight"]
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_language_model_starts_near_the_loss_of_chance(tied):
+    torch.manual_seed(0)
+    model, index = LanguageModel(64, 65, 2), torch.randint(0, 65, (16, 8))
+    model.head.weight = model.tokens.weight if tied else nn.Parameter(torch.randn(65, 64))
+    body = model.head.register_forward_pre_hook(lambda m, x: F.layer_norm(x[0], (64,)))
+    report = initialise(model, index, "lsuv")
+    with torch.no_grad():
+        loss = F.cross_entropy(model(index).flatten(0, 1), index.roll(1, 1).flatten()).item()
+    body.remove()
+    assert math.log(65) - 0.3 < loss < math.log(65) + 1.2
+    notes = {r.weight: r.note for r in report.rows}
+    assert ("head.weight" in notes) is not tied and "lsuv" in notes["down.1.weight"]
+    if tied:  # the table, and the places beside it, as in auto
+        assert "tied to the output" in notes["tokens.weight"] and "lsuv" not in notes["tokens.weight"]
+        assert model.tokens.weight.std().item() == pytest.approx(1 / 8, rel=0.05)
+        assert model.places.weight.std().item() == pytest.approx(1 / 8, rel=0.15)
 
 
 @pytest.mark.parametrize("value", [0.0, math.nan, math.inf])

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from steadygrad.init import deepnorm_constants, follow, initialise, mup_multipliers, scaled_groups
-from tests.init.nets import LanguageModel, ResidualMLP, ResNet, encoder, zoo
+from tests.init.nets import LanguageModel, ResidualMLP, ResNet, encoder, plain, zoo
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -210,3 +210,17 @@ def test_groups():
     model = nn.Linear(2, 2)
     model.bias.requires_grad_(False)
     assert [len(g["params"]) for g in scaled_groups(model, 0.1, {})] == [1]
+
+
+def test_gpt2_says_when_there_are_no_norms():
+    def note(model, x):
+        return [n for n in initialise(model, x, "gpt2").notes if "none" in n]
+
+    expected = ["gpt2 is meant for nets with norms; this one has none, so its signal shrinks at every weight"]
+    model, x = plain(nn.ReLU, 3, 32), torch.randn(8, 32)
+    assert note(model, x) == expected and model(x).std() < 1e-2
+    assert note(ResidualMLP(4), torch.randn(8, 32)) == expected
+    for kind in ("conv", "language", "encoder"):
+        assert note(*zoo()[kind]) == []
+    normed = nn.Sequential(nn.Linear(32, 32), nn.LayerNorm(32), nn.ReLU(), nn.Linear(32, 4))
+    assert note(normed, x) == []

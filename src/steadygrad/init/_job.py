@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -47,6 +48,7 @@ class Job:
 
     def __post_init__(self) -> None:
         self.parameters = dict(self.model.named_parameters(remove_duplicate=False))
+        self._check_keep()
         for layer in self.followed:
             reason = self._why_kept(layer)
             if reason:
@@ -54,6 +56,17 @@ class Job:
         for name in self.followed.unused:
             if self.parameters[name].dim() >= 2:
                 self.kept[name] = "not used in the run on example_input"
+
+    def _check_keep(self) -> None:
+        names = {*self.parameters, *(layer.weight for layer in self.followed)}
+        for prefix in self.keep:
+            if not any(name.startswith(prefix) for name in names):
+                parts = {n[: i + 1] for n in names for i, c in enumerate(n) if c == "."}
+                near = difflib.get_close_matches(prefix, sorted(names | parts), n=3, cutoff=0.0)
+                raise ValueError(
+                    f"keep: no parameter's name begins with {prefix!r}; the nearest are "
+                    f"{', '.join(map(repr, near))}: nothing was changed"
+                )
 
     def _why_kept(self, layer: Layer) -> str:
         if (

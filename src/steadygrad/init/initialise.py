@@ -107,7 +107,7 @@ def initialise(
         generator: source of the random numbers. Left out, one is seeded from the weights the model has, so
             that a fresh ``torch.manual_seed(0); model = Net()`` is initialised alike each time and two nets
             are not.
-        keep: prefixes of parameter names to leave alone, e.g. a pretrained ``"backbone."``.
+        keep: prefixes of parameter names to leave alone, e.g. a pretrained ``"backbone."``; each must match.
         options: of the scheme: ``gain=`` for xavier, he and orthogonal (1.0 gives the plain paper formula),
             ``std=`` for gpt2, ``tol=`` and ``max_iter=`` for lsuv, ``base=`` for mup, ``scale=`` and
             ``input_std=`` for identity_recurrent.
@@ -124,10 +124,11 @@ def initialise(
     ``keep`` or freeze them, or they are lost. Build the optimizer before or after, but before its first step.
     The global RNG is untouched.
 
-    Raises TypeError or ValueError before any change if the scheme is unknown, an option is not the scheme's,
-    a parameter is lazy, on the meta device or sharded, the model has no weights, or it does not run on the
-    example. If the scheme fails on the way (a non-finite value, an output without variance) the old values
-    are put back, bit for bit, and it raises.
+    Raises TypeError or ValueError before any change if the scheme is unknown, an option is not the scheme's, a
+    prefix in ``keep`` begins no parameter's name (the nearest are named), a parameter is lazy, on the meta
+    device or sharded, the model has no weights, or it does not run on the example. If the scheme fails on the
+    way (a non-finite value, an output without variance) the old values are put back, bit for bit, and it
+    raises.
 
     When to use it: on a new model, before its first step.
 

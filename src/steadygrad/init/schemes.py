@@ -18,6 +18,7 @@ from steadygrad.init._recipes import (
     suited,
     xavier,
 )
+from steadygrad.init.critical import Critical
 from steadygrad.init.depth import plain_drift
 from steadygrad.init.follow import Layer
 from steadygrad.init.lsuv import unit_variance_scales
@@ -54,8 +55,8 @@ def auto(job: Job) -> None:
     scale_branches(job)
 
 
-def _too_deep(job: Job) -> set[str]:
-    """Weights of plain layers that need the critical point."""
+def _plain(job: Job) -> dict[str, list[Layer]]:
+    """The layers without norm or skip that something nonlinear follows, but for ReLU, by what follows."""
     plain: dict[str, list[Layer]] = {}
     within = {w for branch in job.followed.branches for w in branch.weights}
     for layer in job.layers():
@@ -66,8 +67,27 @@ def _too_deep(job: Job) -> set[str]:
             and not (beside or layer.fused)
         ):
             plain.setdefault(layer.activation, []).append(layer)
+    return plain
+
+
+def _lack(name: str, point: Critical | None) -> str:
+    has = "has no critical point" if point is None else "needs biases for its critical point"
+    return f"{name} {has}: add norms or skips"
+
+
+def _note_missing_biases(job: Job) -> None:
+    """Layers at a critical gain that keeps the signal only with the biases they do not have."""
+    for name, layers in _plain(job).items():
+        point = job.critical(layers[0])
+        count = sum(not layer.bias for layer in layers)
+        if count and point is not None and point.sigma_b > 0:
+            job.notes.append(f"{count} plain {name} layers have no bias, and {_lack(name, point)}")
+
+
+def _too_deep(job: Job) -> set[str]:
+    """Weights of plain layers that need the critical point."""
     deep: set[str] = set()
-    for name, layers in plain.items():
+    for name, layers in _plain(job).items():
         function, count = layers[0].function, len(layers)
         assert function is not None
         try:
@@ -79,10 +99,7 @@ def _too_deep(job: Job) -> set[str]:
             continue
         point = job.critical(layers[0])
         if point is None or (point.sigma_b > 0 and not all(layer.bias for layer in layers)):
-            lack = "has no critical point" if point is None else "needs biases for its critical point"
-            job.notes.append(
-                f"{count} plain {name} layers are too deep, and {name} {lack}: add norms or skips"
-            )
+            job.notes.append(f"{count} plain {name} layers are too deep, and {_lack(name, point)}")
             continue
         job.notes.append(
             f"{count} plain {name} layers: at the critical point, biases N(0, {point.sigma_b:.3g}^2)"
@@ -179,7 +196,8 @@ def critical(job: Job) -> None:
     W ~ N(0, sigma_w^2 / fan_in),  b ~ N(0, sigma_b^2)
 
     When to use it: plain nets of tens to hundreds of layers. It is the scheme that holds GELU, SiLU and Mish
-    nets up at such depth: their biases get the variance that keeps the signal from dying out. Needs biases.
+    nets up at such depth: their biases get the variance that keeps the signal from dying out. Needs biases; the
+    report names layers that lack them.
 
     Values in use: worked out from the activation; tanh at sigma_b^2 = 0.05 has sigma_w^2 = 1.76 (Schoenholz).
 
@@ -188,6 +206,7 @@ def critical(job: Job) -> None:
     Source: Schoenholz et al. (2017), section 3, https://arxiv.org/abs/1611.01232
     """
     _each(job, critical_normal)
+    _note_missing_biases(job)
 
 
 def orthogonal(job: Job, gain: float | None = None) -> None:
@@ -205,6 +224,8 @@ def orthogonal(job: Job, gain: float | None = None) -> None:
     https://arxiv.org/abs/1711.04735
     """
     _each(job, lambda j, layer: critical_orthogonal(j, layer, gain))
+    if gain is None:
+        _note_missing_biases(job)
 
 
 def delta_orthogonal(job: Job, gain: float | None = None) -> None:
@@ -219,6 +240,8 @@ def delta_orthogonal(job: Job, gain: float | None = None) -> None:
     Source: Xiao et al. (2018), algorithm 2, https://arxiv.org/abs/1806.05393
     """
     _each(job, lambda j, layer: critical_orthogonal(j, layer, gain, delta=layer.kind.startswith("conv")))
+    if gain is None:
+        _note_missing_biases(job)
 
 
 def orthogonal_recurrent(job: Job, gain: float = 1.0) -> None:
@@ -259,7 +282,8 @@ def lsuv(job: Job, tol: float = 0.01, max_iter: int = 10) -> None:
 
     When to use it: activations that no formula covers, with a real batch of some hundred values per layer. It
     looks at the forward pass only: 200 tanh layers keep unit variance and multiply the gradient by 1e7.
-    Attention inputs and recurrent weights stay orthonormal.
+    Attention inputs and recurrent weights stay orthonormal; a table tied to the output, and those beside it, stay
+    at 1/sqrt(d) as in ``auto``, or the first logits would be sqrt(d) times too large.
 
     Values in use: tol 0.1, max_iter 10 (Mishkin & Matas); tol is 0.01 here.
 
@@ -268,7 +292,8 @@ def lsuv(job: Job, tol: float = 0.01, max_iter: int = 10) -> None:
     Source: Mishkin & Matas (2016), algorithm 1, https://arxiv.org/abs/1511.06422
     """
     _each(job, lambda j, layer: critical_orthogonal(j, layer, 1.0, with_bias=False))
-    weights = [x.weight for x in job.layers() if x.weight in job.rows and not x.fused and not x.recurrent]
+    left = {x.weight for x in job.layers() if x.fused or x.recurrent or x.kind == "embedding"}
+    weights = [x.weight for x in job.layers() if x.weight in job.rows and x.weight not in left]
     factors = unit_variance_scales(job.model, job.example_input, weights, tol, max_iter)
     for weight, factor in factors.items():
         job.scale(job.followed[weight], factor, f"lsuv: x {factor:.4g}")

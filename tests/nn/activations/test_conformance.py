@@ -335,7 +335,7 @@ def test_settings_do_not_pass_for_widths(call):
         (lambda: GroupSort(1), ValueError, "group_size must be at least 2, got 1"),
         (lambda: group_sort(torch.zeros(4), 0), ValueError, "group_size must be at least 2, got 0"),
         (lambda: maxout(torch.zeros(4), 0), ValueError, "group_size must be at least 2, got 0"),
-        (lambda: Maxout(2.0), TypeError, "group_size must be an int, got float"),
+        (lambda: Maxout(2.0), TypeError, "group_size must be a whole number, got float"),
     ],
 )
 def test_bad_input(call, error, message):

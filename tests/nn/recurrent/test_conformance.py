@@ -361,7 +361,7 @@ def test_bad_input(case):
     ):
         with pytest.raises(ValueError, match=message):
             call()
-    with pytest.raises(TypeError, match="hidden_size must be an int, got float"):
+    with pytest.raises(TypeError, match="hidden_size must be a whole number, got float"):
         case.make(3, 4.0)
     if case.stacks:
         with pytest.raises(ValueError, match="dropout must be between 0 and 1, got 1.5"):

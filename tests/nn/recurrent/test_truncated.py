@@ -194,7 +194,7 @@ def test_detach_keeps_the_structure():
     ("call", "error", "message"),
     [
         (lambda x: tbptt(x, 0), ValueError, "k1 must be at least 1, got 0"),
-        (lambda x: tbptt(x, 2.0), TypeError, "k1 must be an int, got float"),
+        (lambda x: tbptt(x, 2.0), TypeError, "k1 must be a whole number, got float"),
         (lambda x: tbptt(x, 4, k2=6), ValueError, "k2 must be a multiple of k1, got k1=4, k2=6"),
         (lambda x: tbptt(x, 4, k2=2), ValueError, "k2 must be a multiple of k1, got k1=4, k2=2"),
         (lambda x: tbptt(x, 2, k2=4), ValueError, "give replay"),

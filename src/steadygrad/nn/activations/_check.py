@@ -6,6 +6,8 @@ import math
 
 from torch import Tensor
 
+from steadygrad._check import count
+
 
 def groups_of(x: Tensor, size: int, dim: int) -> int:
     """How many groups of ``size`` lie along ``dim``; raises where they do not fit."""
@@ -22,11 +24,7 @@ def groups_of(x: Tensor, size: int, dim: int) -> int:
 
 
 def at_least_two(size: int) -> int:
-    if not isinstance(size, int) or isinstance(size, bool):
-        raise TypeError(f"group_size must be an int, got {type(size).__name__}")
-    if size < 2:
-        raise ValueError(f"group_size must be at least 2, got {size}: groups of one are left as they are")
-    return size
+    return count("group_size", size, 2, ": groups of one are left as they are")
 
 
 def checked_limit(limit: float | None) -> float | None:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
-from steadygrad.nn.recurrent._check import count
+from steadygrad._check import count
 
 
 class Recurrence(nn.Module):

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from steadygrad._check import number
 from steadygrad.init.recurrent import num_gates
-from steadygrad.nn.recurrent._check import number
 
 
 @torch.no_grad()

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from steadygrad.nn.recurrent._check import count, number, one_of
+from steadygrad._check import count, number, one_of
 from steadygrad.nn.recurrent._stack import Recurrence, RecurrentStack, unroll
 
 

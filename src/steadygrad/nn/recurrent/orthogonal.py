@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
+from steadygrad._check import count, one_of
 from steadygrad.init.orthogonal import orthogonal_blocks_
-from steadygrad.nn.recurrent._check import count, one_of
 from steadygrad.nn.recurrent._gates import parametrize_hidden_weights
 from steadygrad.nn.recurrent._stack import Recurrence, RecurrentStack, unroll
 

@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from steadygrad._check import count, number
 from steadygrad.init.recurrent import num_gates
-from steadygrad.nn.recurrent._check import count, number
 from steadygrad.nn.recurrent._gates import hidden_weights, parametrize_hidden_weights
 
 

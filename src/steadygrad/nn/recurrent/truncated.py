@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-from steadygrad.nn.recurrent._check import count
+from steadygrad._check import count
 
 
 def detach(state: Any) -> Any:
