@@ -35,7 +35,13 @@ class Family:
 
 def choices() -> str:
     """Where to get each optimizer that was looked at."""
-    rows = ["## Where to get which", "", "| optimizer | use | why |", "|---|---|---|"]
+    rows = [
+        "## Where to get which",
+        "",
+        'Those of pytorch_optimizer come with `pip install "steadygrad[optimizers]"`.',
+        "",
+    ]
+    rows += ["| optimizer | use | why |", "|---|---|---|"]
     for choice in importlib.import_module("steadygrad.optim").CHOICES:
         rows.append(f"| [{choice.name}]({choice.paper}) | `{choice.use}` | {choice.why} |")
     return "\n".join(rows)

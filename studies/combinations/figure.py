@@ -35,7 +35,8 @@ def draw(effects: Mapping[str, Effects], names: Sequence[str], path: Path) -> No
             row, col = sorted((names.index(a), names.index(b)), reverse=True)
             pairs[row][col] = effect.size
             if effect.clear:
-                grid.text(col, row, f"{effect.size:+.0f}", ha="center", va="center", fontsize=8)
+                shade = "white" if abs(effect.size) > 0.6 * limit else "black"
+                grid.text(col, row, f"{effect.size:+.0f}", ha="center", va="center", fontsize=8, color=shade)
         image = grid.imshow(pairs, cmap="PRGn", vmin=-limit, vmax=limit)
         grid.set_xticks(range(len(names)), names, rotation=60, ha="right")
         grid.set_yticks(range(len(names)), names)

@@ -1,7 +1,7 @@
 """Which methods help each other? Eight factors at two levels on three nets: survival, loss, effects, interactions.
 
-python -m studies.combinations.run            # about 20 minutes on two cores; writes results.json and effects.png
-python -m studies.combinations.run --table    # the table again, from results.json
+python -m studies.combinations.run          # a quarter of an hour on two cores; results.json, docs/img/combinations.png
+python -m studies.combinations.run --table  # the table again, from results.json
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from studies.combinations.nets import NETS
 from studies.common import CLASSES, batches, digits, in_processes, save
 
 HERE = Path(__file__).parent
+IMAGES = HERE.parents[1] / "docs" / "img"
 STEPS, BATCH, SEEDS = 150, 32, (0, 1, 2)
 CHANCE = math.log(CLASSES)
 FACTORS = {  # name: (what is off or low, what is on or high)
@@ -234,7 +235,9 @@ def main() -> None:
         save(HERE, {"factors": FACTORS, "steps": STEPS, "batch": BATCH, "seeds": SEEDS, "runs": runs})
     runs = json.loads((HERE / "results.json").read_text())["runs"]
     effects = analysed(runs)
-    draw({net: found["survival"] for net, found in effects.items()}, list(FACTORS), HERE / "effects.png")
+    draw(
+        {net: found["survival"] for net, found in effects.items()}, list(FACTORS), IMAGES / "combinations.png"
+    )
     print(table(runs, effects))
 
 

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from steadygrad.init import deepnorm_constants, forget_bias_, initialise
 from steadygrad.nn import models
+from steadygrad.nn.residual import Highway
 from steadygrad.nn.residual.residual import Placement
 from studies.common import CLASSES
 
@@ -19,9 +20,9 @@ WIDTH = 64
 Init = Callable[[nn.Module, Tensor], object] | None  # None: what the builder gives, torch's default
 
 
-def scheme(name: str) -> Init:
+def scheme(name: str, **options: float) -> Init:
     """An initialisation by ``initialise``."""
-    return lambda model, x: initialise(model, x, name)
+    return lambda model, x: initialise(model, x, name, **options)
 
 
 def by_block(model: nn.Module, x: Tensor, y: Tensor) -> tuple[float, float]:
@@ -111,6 +112,14 @@ def _deepnorm(depth: int) -> nn.Module:
     return _transformer(depth, "post", constants.alpha)
 
 
+def _carry(model: nn.Module, x: Tensor) -> None:
+    """He's weights, and gates that open by 1 / depth at the start."""
+    initialise(model, x, "he_normal")
+    highways = [m for m in model.modules() if isinstance(m, Highway)]
+    for layer in highways:
+        nn.init.constant_(layer.gate.bias, -math.log(len(highways) - 1))
+
+
 def _long_memory(model: nn.Module, x: Tensor) -> None:
     initialise(model, x)
     forget_bias_(model.lstm, math.log(x.shape[1]))  # type: ignore[arg-type]
@@ -120,10 +129,12 @@ PLAIN: dict[str, Init] = {
     "torch": None,
     "xavier": scheme("xavier_normal"),
     "he": scheme("he_normal"),
-    "critical": scheme("critical"),
     "orthogonal": scheme("orthogonal"),
     "lsuv": scheme("lsuv"),
 }
+TANH = {"torch": None, "xavier": PLAIN["xavier"], "xavier, gain 5/3": scheme("xavier_normal", gain=5 / 3)}
+RELU = {"torch": None, "xavier, gain 1": scheme("xavier_normal", gain=1.0), "he": PLAIN["he"]}
+BOTH = {"orthogonal": PLAIN["orthogonal"], "lsuv": PLAIN["lsuv"]}
 RESIDUAL: dict[str, Init] = {
     "torch": None,
     "he": scheme("he_normal"),
@@ -142,12 +153,14 @@ TRANSFORMER: dict[str, Init] = {
 
 ROWS: dict[str, Row] = {
     "plain MLP, tanh": Row(
-        lambda depth: models.mlp(64, CLASSES, width=WIDTH, depth=depth, activation=nn.Tanh), _flat, PLAIN
+        lambda depth: models.mlp(64, CLASSES, width=WIDTH, depth=depth, activation=nn.Tanh),
+        _flat,
+        TANH | BOTH,
     ),
     "plain MLP, ReLU": Row(
         lambda depth: models.mlp(64, CLASSES, width=WIDTH, depth=depth, activation=nn.ReLU),
         _flat,
-        {k: PLAIN[k] for k in PLAIN if k != "critical"},  # which is He's for ReLU
+        RELU | BOTH,
     ),
     "residual MLP": Row(
         lambda depth: models.residual_mlp(64, CLASSES, width=WIDTH, depth=depth, placement=None),
@@ -162,7 +175,12 @@ ROWS: dict[str, Row] = {
     "highway MLP": Row(
         lambda depth: models.highway_mlp(64, CLASSES, width=WIDTH, depth=depth),
         _flat,
-        {k: PLAIN[k] for k in ("torch", "xavier", "he", "orthogonal")},
+        {
+            "torch": None,
+            "he": PLAIN["he"],
+            "orthogonal": PLAIN["orthogonal"],
+            "he, gate bias -log depth": _carry,
+        },
     ),
     "DenseNet": Row(
         lambda depth: models.dense_mlp(64, CLASSES, growth=4, depth=depth),

@@ -1,7 +1,7 @@
 """How deep can it be? Gradient norm of the first layer over the last, and whether it trains, for each initialisation.
 
-python -m studies.depth.run             # about an hour on two cores; writes results.json, table.md and depth.png
-python -m studies.depth.run --only LSTM # one kind of net, the others are kept
+python -m studies.depth.run             # about an hour on two cores; writes results.json and docs/img/depth.png
+python -m studies.depth.run --missing   # go on where a run was stopped, or with a net or initialisation that is new
 python -m studies.depth.run --table     # table and figure again, from results.json
 """
 
@@ -23,10 +23,11 @@ from studies.depth.nets import ROWS, Row
 from studies.depth.show import draw, table
 
 HERE = Path(__file__).parent
+IMAGES = HERE.parents[1] / "docs" / "img"
 SECONDS = 60.0  # of one core, in training
 BATCH = 64
 TRAINED = 0.9  # share of the test digits
-HOPELESS = 0.15  # of the test digits after a quarter of the time: it is given up
+HOPELESS, FEW = 0.15, 20  # of the test digits after a quarter of the time and some steps: it is given up
 
 
 class Job(NamedTuple):
@@ -76,7 +77,7 @@ def train(row: Row, model: nn.Module, job: Job) -> dict[str, Any]:
         if end or now - looked > max(0.4, 0.05 * (now - started)):
             looked = now
             best = max(best, accuracy(row, model, job.depth))
-            hopeless = best < HOPELESS and now - started > SECONDS / 4
+            hopeless = best < HOPELESS and now - started > SECONDS / 4 and steps >= FEW
             end = end or ("trained" if best >= TRAINED else "given up" if hopeless else "")
         if end:
             return {
@@ -105,23 +106,21 @@ def main() -> None:
     parser.add_argument(
         "--table", action="store_true", help="only the table and the figure, from results.json"
     )
-    parser.add_argument(
-        "--only", action="append", choices=ROWS, help="run this kind of net only; may be repeated"
-    )
+    parser.add_argument("--missing", action="store_true", help="run only what results.json does not have")
     parser.add_argument("--processes", type=int, help="default: one a core")
     arguments = parser.parse_args()
     path = HERE / "results.json"
-    cells = json.loads(path.read_text())["cells"] if path.exists() else []
-    if not arguments.table:
-        wanted = arguments.only or list(ROWS)
-        cells = [c for c in cells if c["net"] not in wanted]
-        jobs = [Job(net, d, init) for net in wanted for d in ROWS[net].depths for init in ROWS[net].inits]
-        for job, result in in_processes(run, jobs, arguments.processes):
-            cells.append({**job._asdict(), **result})
-            save(HERE, {"seconds": SECONDS, "batch": BATCH, "trained": TRAINED, "cells": cells})
-    (HERE / "table.md").write_text(table(cells) + "\n")
-    draw(cells, HERE / "depth.png")
-    print(table(cells))
+    saved = json.loads(path.read_text())["cells"] if path.exists() else []
+    wanted = [Job(net, d, init) for net, row in ROWS.items() for d in row.depths for init in row.inits]
+    keep = arguments.missing or arguments.table
+    cells = {job: c for c in saved if keep and (job := Job(c["net"], c["depth"], c["init"])) in wanted}
+    jobs = [] if arguments.table else [job for job in wanted if job not in cells]
+    for job, result in in_processes(run, jobs, arguments.processes):
+        cells[job] = {**job._asdict(), **result}
+        found = [cells[j] for j in wanted if j in cells]
+        save(HERE, {"seconds": SECONDS, "batch": BATCH, "trained": TRAINED, "cells": found})
+    draw(list(cells.values()), IMAGES / "depth.png")
+    print(table(list(cells.values())))
 
 
 if __name__ == "__main__":

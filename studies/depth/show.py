@@ -17,7 +17,7 @@ def verdict(cell: Cell) -> str:
         return f"**{cell['seconds']:.0f} s**"
     if cell["end"] == "not initialised":
         return "-"
-    return f"no, {100 * cell['accuracy']:.0f} %" + (" nan" if cell["end"] == "non-finite" else "")
+    return f"no, {math.floor(100 * cell['accuracy'])} %" + (" nan" if cell["end"] == "non-finite" else "")
 
 
 def ratio(cell: Cell) -> str:
@@ -71,7 +71,7 @@ def draw(cells: list[Cell], path: Path) -> None:
             mine = sorted(
                 (c for c in cells if (c["net"], c["init"]) == (net, init)), key=lambda c: c["depth"]
             )
-            mine = [c for c in mine if c["end"] != "not initialised"]
+            mine = [c for c in mine if c["end"] != "not initialised" and (c["first"] or c["last"])]
             shown = [(c["depth"], _drawn(c), c["end"] == "trained") for c in mine]
             (line,) = axis.plot([d for d, _, _ in shown], [v for _, v, _ in shown], linewidth=1.2, label=init)
             for depth, value, trained in shown:
@@ -81,7 +81,9 @@ def draw(cells: list[Cell], path: Path) -> None:
         axis.set_xscale("log")
         axis.set_xticks(row.depths, [str(d) for d in row.depths])
         axis.minorticks_off()
-        axis.set_ylim(-42, 42)
+        axis.set_yscale("symlog", linthresh=1)
+        axis.set_yticks([-40, -10, -1, 0, 1, 10, 40], ["-40", "-10", "-1", "0", "1", "10", "40"])
+        axis.set_ylim(-60, 400)  # room for the legend
         axis.set_title(net, fontsize=10, fontweight="bold")
         axis.legend(fontsize=7, loc="upper left", ncols=2, frameon=False)
     figure.supylabel(
