@@ -27,7 +27,9 @@ def test_results_are_of_the_nets_and_factors_of_now(page):
     cells = page.results("depth")["cells"]
     found = {(c["net"], c["depth"], c["init"]) for c in cells}
     assert len(found) == len(cells)
-    assert found == {(net, depth, init) for net, row in ROWS.items() for depth in row.depths for init in row.inits}
+    assert found == {
+        (net, depth, init) for net, row in ROWS.items() for depth in row.depths for init in row.inits
+    }
     saved = page.results("combinations")
     assert {k: tuple(v) for k, v in saved["factors"].items()} == run.FACTORS
     assert len(saved["runs"]) == 64 * len(run.SEEDS) * len(run.NETS)
