@@ -99,6 +99,25 @@ def test_a_step_with_a_nan_leaves_no_trace(kind, digits):
     assert all(p.grad is None for p in recipe.model.parameters())
 
 
+def test_a_loss_scale_changes_nothing_and_its_overflow_leaves_no_trace(digits):
+    """A scale that is a power of two and is taken off again gives the same bits."""
+    plain, scaled = (made(KINDS[3], digits[0]) for _ in range(2))
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
+    pairs = list(batches(digits, 6))
+    train(plain, pairs)
+    for step, (x, y) in enumerate(pairs):
+        scaler.scale(F.cross_entropy(scaled.model(x), y)).backward()
+        assert scaled.step(scaler).finite
+        if step == 2:
+            before = copy.deepcopy(scaled.state_dict())
+            scaler.scale(F.cross_entropy(scaled.model(x), y)).backward()
+            next(scaled.model.parameters()).grad.view(-1)[0] = float("inf")
+            assert not scaled.step(scaler).finite
+            assert_same(before, scaled.state_dict())
+            assert scaler.get_scale() == 2.0**9
+    assert_same(plain.state_dict(), scaled.state_dict())
+
+
 def assert_same(a, b):
     assert type(a) is type(b)
     if isinstance(a, dict):

@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
+from torch.amp import GradScaler
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader, Dataset
@@ -32,16 +33,27 @@ class Recipe:
     changes: tuple[str, ...]  # what was changed in the model, and what was left
     init: InitReport = field(repr=False)
 
-    def step(self) -> ClipStats:
-        """Clip, step, move the schedule on, and zero the gradients: call it after ``backward()``.
+    def step(self, scaler: GradScaler | None = None) -> ClipStats:
+        """Clip, step, move the schedule on, and zero the gradients: call it after the last ``backward()`` of a step.
 
         A step with a non-finite gradient is left out whole: weights, moments and schedule stay, the gradients are
         zeroed, and ``finite`` of the result is False.
+
+        Args:
+            scaler: the ``torch.amp.GradScaler`` that scaled the loss, if one did; it unscales before the clipping and
+                is updated after the step.
         """
+        if scaler is not None:
+            scaler.unscale_(self.optimizer)
         stats = self.clip([p.grad for p in self.model.parameters()])
         if bool(stats.finite):  # host sync
-            self.optimizer.step()
+            if scaler is None:
+                self.optimizer.step()
+            else:
+                scaler.step(self.optimizer)
             self.scheduler.step()
+        if scaler is not None:
+            scaler.update()
         self.optimizer.zero_grad()
         return stats
 
