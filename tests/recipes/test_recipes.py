@@ -258,7 +258,8 @@ def test_qk_norm_is_added_and_trained(digits):
     recipe = made(KINDS[3], digits[0], qk_norm=True)
     plain = made(KINDS[3], digits[0])
     more = len(list(recipe.model.parameters())) - len(list(plain.model.parameters()))
-    assert more > 0 and "12" in recipe.changes[-1] or len(recipe.changes) == 3
+    assert more == 2 * 12  # a scale for the queries and one for the keys of each layer
+    assert len(recipe.changes) == len(plain.changes) + 1 and recipe.changes[-1].startswith("qk_norm")
     held = {id(p) for g in recipe.optimizer.param_groups for p in g["params"]}
     assert held == {id(p) for p in recipe.model.parameters()}
     before = [p.detach().clone() for p in recipe.model.parameters()]
