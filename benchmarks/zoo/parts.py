@@ -1,0 +1,35 @@
+"""What families are built from: draws, data with its losses and scores, networks."""
+
+from benchmarks.zoo.data import Batch as Batch
+from benchmarks.zoo.data import Change as Change
+from benchmarks.zoo.data import Data as Data
+from benchmarks.zoo.data import adding as adding
+from benchmarks.zoo.data import cancer as cancer
+from benchmarks.zoo.data import cross_entropy as cross_entropy
+from benchmarks.zoo.data import digits as digits
+from benchmarks.zoo.data import eval_error as eval_error
+from benchmarks.zoo.data import eval_loss as eval_loss
+from benchmarks.zoo.data import moons as moons
+from benchmarks.zoo.data import raw_cancer as raw_cancer
+from benchmarks.zoo.data import raw_digits as raw_digits
+from benchmarks.zoo.data import recent_sum as recent_sum
+from benchmarks.zoo.data import regression as regression
+from benchmarks.zoo.data import squared_error as squared_error
+from benchmarks.zoo.data import standardised as standardised
+from benchmarks.zoo.data import tokens as tokens
+from benchmarks.zoo.data import unexplained as unexplained
+from benchmarks.zoo.draws import generator as generator
+from benchmarks.zoo.draws import integer as integer
+from benchmarks.zoo.draws import log_uniform as log_uniform
+from benchmarks.zoo.draws import uniform as uniform
+from benchmarks.zoo.nets import CNN as CNN
+from benchmarks.zoo.nets import CRITICAL_GAIN as CRITICAL_GAIN
+from benchmarks.zoo.nets import MLP as MLP
+from benchmarks.zoo.nets import Appended as Appended
+from benchmarks.zoo.nets import start_weights as start_weights
+from benchmarks.zoo.sequence_nets import Attention as Attention
+from benchmarks.zoo.sequence_nets import Recurrent as Recurrent
+from benchmarks.zoo.sequence_nets import TransformerBlock as TransformerBlock
+from benchmarks.zoo.sequence_nets import TransformerLM as TransformerLM
+from benchmarks.zoo.tasks import classification as classification
+from benchmarks.zoo.tasks import regressing as regressing
