@@ -17,6 +17,9 @@ ALL = {
     "false_alarms": ["false_alarms.py"],
     "kills": ["kill_recovery.py"],
     "snapshots": ["snapshots.py"],
+    "locate": ["planted.py"],
+    "forecast": ["forecast.py"],
+    "diagnosis": ["diagnosis.py", "--interventions", "--cases"],
 }
 
 

@@ -30,8 +30,8 @@ def test_help_and_version_load_neither_torch_nor_numpy(here):
 
 def test_help_names_no_command_that_does_not_exist(here):
     text = call([*STEADYGRAD, "--help"], here).stdout
-    assert [w for w in ("run", "report", "demo") if w not in text] == []
-    assert [w for w in ("repair", "check", "diagnose", "dashboard", "study") if w in text] == []
+    assert [w for w in ("run", "check", "diagnose", "explain", "report", "demo") if w not in text] == []
+    assert [w for w in ("repair", "dashboard", "study") if w in text] == []
 
 
 def test_nothing_typed_shows_the_help(here):

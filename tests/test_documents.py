@@ -67,6 +67,19 @@ def test_page_of_rules_is_fresh(generated):
     assert (ROOT / "docs" / "rules.md").read_text() == wanted, "run: python docs/generate_rules.py"
 
 
+def test_pages_of_causes_are_fresh(generated):
+    wanted = generated("generate_knowledge").pages()
+    docs = ROOT / "docs"
+    kept = {str(p.relative_to(docs)): p.read_text() for p in [docs / "causes.md", *docs.glob("causes/*.md")]}
+    assert kept == wanted, "run: python docs/generate_knowledge.py"
+
+
+def test_pages_of_causes_are_in_the_navigation(generated):
+    navigation = (ROOT / "mkdocs.yml").read_text()
+    for name in generated("generate_knowledge").pages():
+        assert f": {name}\n" in navigation, f"mkdocs.yml lacks {name}"
+
+
 def test_cards_of_methods_are_fresh(generated):
     wanted = generated("generate_methods").pages()
     kept = {p.name: p.read_text() for p in (ROOT / "docs" / "methods").glob("*.md")}

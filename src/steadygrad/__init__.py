@@ -12,6 +12,10 @@ __version__ = "0.1.0"
 _PUBLIC = {
     "watch": "steadygrad.integrations.loop",
     "Watcher": "steadygrad.integrations.loop",
+    "forecast": "steadygrad.forecasting",
+    "Forecast": "steadygrad.forecasting",
+    "locate": "steadygrad.locating",
+    "FirstNonFinite": "steadygrad.records",
     "GuardStop": "steadygrad.guard.policy",
     "Run": "steadygrad.trace.reader",
     "Finding": "steadygrad.records",

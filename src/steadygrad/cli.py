@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import functools
 import os
+import shutil
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,6 +20,7 @@ import typer
 from typer.core import TyperCommand
 
 from steadygrad import __version__, config
+from steadygrad.checking import run_check, run_diagnose, run_rerun
 from steadygrad.integrations.launcher import check_command
 from steadygrad.integrations.options import Options
 from steadygrad.integrations.script import BadTarget, Target
@@ -57,6 +60,14 @@ class _RunCommand(TyperCommand):
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         takes_value = {o for p in self.params if not getattr(p, "is_flag", True) for o in p.opts}
         return list(super().parse_args(ctx, end_options_at_module(args, takes_value)))
+
+
+class _DiagnoseCommand(_RunCommand):
+    """Behind ``--rerun`` stands a script, and what follows that belongs to it."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        ctx.allow_interspersed_args = "--rerun" not in args
+        return super().parse_args(ctx, args)
 
 
 def end_options_at_module(args: Sequence[str], takes_value: set[str]) -> list[str]:
@@ -112,6 +123,14 @@ def run(
     guard: Annotated[
         Guard | None, typer.Option(help="Act on trouble, only tell it, or only record (default: on).")
     ] = None,
+    locate: Annotated[
+        int | None,
+        typer.Option(
+            metavar="STEP",
+            min=0,
+            help="From this step on look at every operation, until the one that makes the first NaN is found. Slow.",
+        ),
+    ] = None,
 ) -> Job:
     """Run a training script as it is: watched, guarded, recorded.
 
@@ -128,7 +147,7 @@ def run(
             settings[key] = config.check(key, value, f"option --{key}")
     quiet = settings.pop("quiet", False)
     options = Options(**settings)
-    options = Options(runs=os.path.abspath(options.runs), name=options.name, guard=options.guard)
+    options = replace(options, runs=os.path.abspath(options.runs), locate=locate)
     if os.path.exists(options.runs) and not os.path.isdir(options.runs):
         raise BadInput(f"the runs folder {options.runs} is a file")
     target = target_of(words)
@@ -169,6 +188,82 @@ def _json_path(json: str | None) -> str | None:
     if not os.access(path if os.path.exists(path) else os.path.dirname(path), os.W_OK):
         raise BadInput(f"--json {json} cannot be written")
     return path
+
+
+@app.command(cls=_RunCommand, context_settings={"allow_interspersed_args": False})
+def check(
+    words: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="SCRIPT",
+            help="A script, -m MODULE, or a command that starts Python. What follows belongs to it.",
+            show_default=False,
+        ),
+    ],
+    steps: Annotated[int, typer.Option(metavar="N", help="Optimizer steps to watch.", min=1)] = 10,
+    json: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Write the forecast as JSON; - for standard output.")
+    ] = None,
+) -> Job:
+    """Run the first steps of a script, stop it, and say whether it will fail. Exit code 1 if it will."""
+    target = target_of(words)
+    if target is not None:
+        target.check()
+    else:
+        check_command(words)
+    return functools.partial(run_check, words, target, steps, _json_path(json))
+
+
+@app.command(cls=_DiagnoseCommand)
+def diagnose(
+    words: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="RUN",
+            help="A run directory, e.g. runs/train-1, or the name of a run; with --rerun a script and its arguments.",
+            show_default=False,
+        ),
+    ],
+    rerun: Annotated[
+        bool,
+        typer.Option(
+            "--rerun",
+            help="Run the script that follows, then again with one thing changed at a time. It writes its files each "
+            "time, in this folder.",
+        ),
+    ] = False,
+    steps: Annotated[
+        int | None,
+        typer.Option(metavar="N", min=1, help="With --rerun: end each run after so many optimizer steps."),
+    ] = None,
+    jobs: Annotated[int, typer.Option(metavar="N", min=1, help="With --rerun: runs at once.")] = 2,
+    timeout: Annotated[
+        float | None,
+        typer.Option(metavar="SECONDS", min=1, help="With --rerun: end a run that takes longer."),
+    ] = None,
+    json: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Write the diagnosis as JSON; - for standard output.")
+    ] = None,
+) -> Job:
+    """Say why a run went wrong: ranked causes, with what speaks for and against them.
+
+    steadygrad diagnose runs/train-1
+
+    steadygrad diagnose --rerun train.py --epochs 3
+    """
+    if rerun:
+        target = target_of(words)
+        if target is not None:
+            target.check()
+        else:
+            check_command(words)
+        return functools.partial(
+            run_rerun, words, target, _json_path(json), steps=steps, jobs=jobs, timeout=timeout
+        )
+    if len(words) > 1 or steps is not None or timeout is not None:
+        raise BadInput("diagnose takes one RUN; to run a script again: steadygrad diagnose --rerun SCRIPT")
+    root = config.load(Path.cwd(), os.environ).get("runs", "runs")
+    return functools.partial(run_diagnose, resolve_run(root, words[0]), _json_path(json))
 
 
 @app.command()
@@ -216,6 +311,27 @@ def demo(
     return functools.partial(run_demo, os.path.abspath(runs), seed, keep)
 
 
+@app.command()
+def explain(
+    name: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="NAME",
+            help="A cause, e.g. lr_too_large, or the code of a rule, e.g. G101. Without it: all of them.",
+            show_default=False,
+        ),
+    ] = None,
+) -> Job:
+    """Say what a cause or a rule is: how it looks, why it happens, what cures it."""
+    from steadygrad import knowledge
+
+    try:
+        page = knowledge.explain(name)
+    except knowledge.UnknownPage as error:
+        raise BadInput(str(error)) from None
+    return functools.partial(print, knowledge.plain(page, shutil.get_terminal_size().columns), end="")
+
+
 def main(args: Sequence[str] | None = None) -> int | None:
     """The ``steadygrad`` command. Returns its exit code; bad input is 2, with one line on stderr."""
     try:
@@ -232,6 +348,9 @@ def main(args: Sequence[str] | None = None) -> int | None:
         return int(job or 0)
     try:
         return job()
+    except BrokenPipeError:  # `steadygrad check train.py | head`: nobody reads on
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return BAD_INPUT
     except BadInput as error:
         return _complain(str(error))
 

@@ -66,6 +66,96 @@ class ActivationStats:
 
 
 @dataclass(frozen=True, slots=True)
+class LayerStats:
+    """One weight at work in a backward pass, in the order of execution. All uses of the weight together."""
+
+    name: str  # of the parameter
+    op: str  # "Addmm", "Convolution", "Embedding", ...
+    uses: int
+    input_rms: float  # of what the layer was given at its first use; nan if it is not known
+    input_max: float  # largest absolute value over the uses looked at, 64 at most
+    output_rms: float  # of what it put out at its last use; nan if it is not known
+    grad_rms: float  # of the gradient with respect to its output, at its first use
+    dtype: str  # of what it put out: "float16" under autocast
+    same_units: bool = (
+        False  # all rows of the weight are equal: its units compute the same, and will for ever
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class RecurrenceStats:
+    """A weight that is used again on what came out of its last use: a step of time, or of depth."""
+
+    name: str
+    steps: int  # number of uses
+    forward_decades: float  # log10 growth of the state from the first quarter of the steps to the last
+    backward_decades: float  # log10 growth of the gradient from the last quarter to the first
+    state_rms: float  # of the state, mean over the last quarter
+    gain: float  # largest singular value of the weight if it is square; nan if not known
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionStats:
+    """A softmax over keys."""
+
+    name: str  # of the parameter next above it
+    max_logit: float  # largest |logit| that is no mask; nan where only the probabilities were kept
+    entropy: (
+        float  # mean over rows of entropy / log(number of keys); masked rows and rows with one key left out
+    )
+    keys: int
+
+
+@dataclass(frozen=True, slots=True)
+class LossTerm:
+    """One part of a loss that is a known function of a prediction and a target."""
+
+    kind: (
+        str  # "cross_entropy", "bce", "bce_logits", "mse", "l1", "smooth_l1", "huber", "kl_div", "nll", "ctc"
+    )
+    value: float  # as its mean over elements, whatever its reduction
+    trivial: float  # the same for the best constant prediction on the targets seen so far; nan if not known
+    weight: float  # what one unit of ``value`` adds to the loss; nan if not known
+    reduction: str  # "mean", "sum", "none"
+    elements: int  # number of target elements
+    prediction_rms: float
+    target_rms: float  # nan for class indices
+    target_mean: float
+    target_std: float  # over all elements; the mean over columns for targets of several columns
+    classes: int = 0  # of a cross entropy
+    repeats: int = 1  # terms of the same kind and size merged into this one: the steps of a sequence
+    output: str = ""  # bounded function whose values are the prediction: "Softmax", "Sigmoid", "Tanh", "Relu"
+    out_of_range: float = 0.0  # fraction of the targets that such a function cannot reach
+    target_moves: bool = False  # the target was computed by the model itself, or by a copy of it
+
+
+@dataclass(frozen=True, slots=True)
+class Oddity:
+    """Something in the graph or in the loop that is almost never meant."""
+
+    kind: str  # e.g. "softmax_before_cross_entropy"
+    where: str
+    message: str
+    evidence: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Portrait:
+    """What the graph of a backward pass showed, on sampled steps only."""
+
+    layers: tuple[LayerStats, ...] = ()
+    recurrences: tuple[RecurrenceStats, ...] = ()
+    attention: tuple[AttentionStats, ...] = ()
+    terms: tuple[LossTerm, ...] = ()
+    oddities: tuple[Oddity, ...] = ()
+    normalised: int = 0  # normalisation layers in the graph
+    post_normalised: int = 0  # those of them that stand on the skip path itself
+    residual: int = 0  # additions of a hidden value and something computed from it
+    nodes: int = 0  # size of the graph
+    complete: bool = True  # False: cut off, compiled, or recomputed parts were not seen
+
+
+@dataclass(frozen=True, slots=True)
 class StepStats:
     """Every signal of one optimizer step."""
 
@@ -84,6 +174,7 @@ class StepStats:
     tensors: tuple[TensorStats, ...] = ()
     activations: tuple[ActivationStats, ...] = ()
     seconds: float = NAN  # since the previous step of this optimizer
+    portrait: Portrait | None = None  # on sampled steps
 
     @property
     def finite(self) -> bool:
@@ -148,6 +239,26 @@ class Cause:
 
 
 @dataclass(frozen=True, slots=True)
+class FirstNonFinite:
+    """Where the first NaN or infinity was made: the operation whose inputs were still finite."""
+
+    step: int
+    kind: Literal["forward", "backward", "loss", "optimizer", "data"]
+    module: str  # dotted path, "" outside of every module
+    op: str  # "log", "addcdiv", ...; of a backward pass the operation whose derivative it is
+    file: str  # relative to the working directory, or the file's name alone
+    line: int  # of the user's code; 0 if there is none
+    batch: int  # backward passes since the start of the training
+    sample: int | None  # position on axis 0, where only some samples are hit
+    value: Literal["nan", "inf", "-inf"]
+    detail: str  # a sentence: "log of 0 in 12 of 640 values"
+    growth: str = ""  # the operation with the largest growth before an overflow that was prepared elsewhere
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
 class RunSummary:
     """What a watched run came to: the terminal's last words and the object of ``--json``."""
 
@@ -164,3 +275,6 @@ class RunSummary:
     actions: tuple[Action, ...] = ()
     causes: tuple[Cause, ...] = ()
     notes: tuple[str, ...] = ()  # what the user should know about the watching itself
+    verdict: str = ""  # how the run went, a sentence
+    first_nonfinite: FirstNonFinite | None = None
+    forecast: Mapping[str, Any] | None = None  # what the first ten steps said of the rest

@@ -27,6 +27,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from steadygrad.forecasting.module import forecast
+
 Site = Literal["input", "activation", "loss", "grad", "param", "buffer", "state"]
 
 
@@ -220,3 +222,27 @@ _INSTALLERS: dict[str, Callable[[nn.Module, Fault, Any, _Counter], Callable[[], 
     "buffer": _in_tensor,
     "state": _in_tensor,
 }
+
+
+def assert_steady(
+    model: nn.Module,
+    loss_fn: Callable[..., Tensor],
+    batch: Any,
+    optimizer: Optimizer | None = None,
+    *,
+    steps: int = 10,
+) -> None:
+    """Fail a unit test if a training will fail, as :func:`steadygrad.forecast` sees it. Arguments are the same.
+
+    Raises:
+        AssertionError: the forecast, with causes and advice.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 3))
+        >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        >>> assert_steady(model, nn.CrossEntropyLoss(), (torch.randn(32, 8), torch.randint(0, 3, (32,))), optimizer)
+    """
+    found = forecast(model, loss_fn, batch, optimizer, steps=steps)
+    if found.will_fail:
+        advice = "".join(f"\n  {c.cause}: {c.advice}" for c in found.causes[:2])
+        raise AssertionError(f"{found}{advice}")

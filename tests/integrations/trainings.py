@@ -167,6 +167,26 @@ def gan(seed, steps, wrap):
     return leavings([g, d], [og, od], losses)
 
 
+def gradient_penalty(seed, steps, wrap):
+    torch.manual_seed(seed)
+    model = nn.Sequential(nn.Linear(16, 32), nn.Tanh(), nn.Linear(32, 1))
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    x, y = blobs(256)
+    losses = []
+    with wrap([model], [optimizer]):
+        for _ in range(steps):
+            i = torch.randint(0, 256, (16,))
+            given = x[i].requires_grad_()
+            optimizer.zero_grad()
+            out = model(given)
+            (slope,) = torch.autograd.grad(out.sum(), given, create_graph=True)
+            loss = F.mse_loss(out[:, 0], y[i].float()) + (slope.norm(dim=1) - 1).square().mean()
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.item())
+    return leavings([model], [optimizer], losses)
+
+
 def lbfgs(seed, steps, wrap):
     torch.manual_seed(seed)
     model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 1))
@@ -241,6 +261,7 @@ NO_HARM: dict[str, Callable] = {
         transformer,
         lstm,
         gan,
+        gradient_penalty,
         lbfgs,
         bf16_autocast,
         accumulation,

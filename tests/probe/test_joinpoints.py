@@ -22,7 +22,7 @@ class Listener:
 
     def __init__(self, refuse=()):
         self.calls, self.losses, self.norms, self.refuse = [], [], [], set(refuse)
-        self.built, self.seen_scalers = [], set()
+        self.built, self.seen_scalers, self.graphs = [], set(), []
 
     def optimizer_built(self, optimizer):
         self.built.append(weakref.ref(optimizer))
@@ -35,6 +35,9 @@ class Listener:
 
     def backward(self, roots):
         self.losses.append([float(r) for r in roots])
+
+    def graph(self, roots, values):
+        self.graphs.append([type(r.grad_fn).__name__ for r in roots])
 
     def clipped(self, params, max_norm):
         self.norms.append(float(torch.stack([p.grad.norm() for p in params]).norm()))

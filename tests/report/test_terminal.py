@@ -196,6 +196,7 @@ def test_incident_says_what_why_and_what_was_done():
                    against  the loss was normal before
                    done     rolled back: back 10 steps, clipped at 1.1
         note: a note
+        next: steadygrad diagnose runs/train-7   says why, with all that speaks for and against it
         next: steadygrad report runs/train-7   opens the pictures
         """
     )

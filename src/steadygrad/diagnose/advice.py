@@ -71,6 +71,18 @@ ADVICE: dict[str, tuple[str, str]] = {
         "the targets are made by the model that chases them",
         "copy the target network less often, or follow it more slowly",
     ),
+    "output_scale": (
+        "the last layer begins with outputs that are far too large",
+        "start the last layer with weights near 0",
+    ),
+    "loop_mistake": (
+        "the training loop does something that is hardly meant",
+        "mend the line that the finding names",
+    ),
+    "unbounded_objective": (
+        "the objective has no bound, and the net follows it",
+        "bound it: a Lipschitz penalty, weight clipping, a clamp, or a loss that levels off",
+    ),
     "data_shift": (
         "the data have changed",
         "check the order of the data; a shuffled or warmed-up change helps",

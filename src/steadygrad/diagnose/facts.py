@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from steadygrad.records import NAN, ParamInfo, StepStats
+from steadygrad.diagnose.verdict import Verdict
+from steadygrad.records import NAN, FirstNonFinite, ParamInfo, Portrait, StepStats
 from steadygrad.rules.history import History, step_loss
 
 RECURRENT = ("RNN", "LSTM", "GRU", "RNNCell", "LSTMCell", "GRUCell")
@@ -49,6 +50,41 @@ class Facts:
     user_clipped: bool = False
     largest_growth: str = ""  # parameter whose gradient norm had grown most at the incident
     growth: float = NAN  # by this factor over its usual norm
+    portrait: Portrait | None = None  # of the first step
+    at: Portrait | None = None  # of the incident, or of the last sampled step
+    last: Portrait | None = None  # the newest
+    lowest: float = NAN  # lowest finite loss of any optimizer
+    rise: float = NAN  # median of losses 5 to 9 over that of losses 0 to 2, for a positive loss
+    num_backwards: int = 1  # most backward passes that went into one step
+    verdict: Verdict | None = None  # at the end of the run
+    located: FirstNonFinite | None = None
+    update_ratio: float = NAN  # median over weights and the first 20 steps of ||update|| / ||weight||
+    update_ratio_last: float = NAN  # the same over the last 50 looks
+    loss_noise: float = NAN  # spread of the late losses from step to step, over their level
+    steps: int = 0
+    optimizers: int = 1
+    eps: float = NAN  # of the optimizer
+    weight_decay: float = 0.0
+    lr_limit: float = (
+        NAN  # largest stable learning rate by the curvature of the first step; a forecast has it
+    )
+    lr_peak: float = NAN  # largest learning rate that the schedule will reach, as far as can be seen
+
+    @property
+    def in_half(self) -> bool:
+        """Whether anything was computed in float16."""
+        seen = any(
+            row.dtype == "float16" for p in (self.portrait, self.at) if p is not None for row in p.layers
+        )
+        located = self.located is not None and (
+            self.located.op == "to_copy" or "float16" in self.located.detail
+        )
+        return self.half or seen or located
+
+    @property
+    def lr_over_limit(self) -> float:
+        """Largest learning rate of the schedule over the largest stable one."""
+        return self.lr_peak / self.lr_limit if self.lr_limit > 0 else NAN
 
     @property
     def recurrent(self) -> list[str]:

@@ -7,10 +7,10 @@ against it.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import NamedTuple
 
+from steadygrad.diagnose import end_votes, graph_votes
 from steadygrad.diagnose.facts import RECURRENT, Facts
+from steadygrad.diagnose.vote import FactVote, FactVoter
 from steadygrad.records import Finding
 
 FINDING_VOTES: dict[str, dict[str, float]] = {
@@ -50,7 +50,18 @@ FINDING_VOTES: dict[str, dict[str, float]] = {
     "A101": {"dead_units": 2.0, "lr_too_large": 0.3},
     "A102": {"saturation": 1.5, "unscaled_inputs": 0.3},
     "P101": {"low_precision": 2.5, "unsafe_op": 0.5},
-    "D101": {"unscaled_inputs": 1.5},
+    "D101": {"unscaled_inputs": 2.5},
+    "M101": {"loop_mistake": 6.0},
+    "M102": {"loop_mistake": 6.0},
+    "M103": {"loop_mistake": 4.0},
+    "M104": {"loop_mistake": 6.0},
+    "M106": {"loop_mistake": 4.0},
+    "M107": {"loop_mistake": 6.0},
+    "M108": {"loop_mistake": 6.0},
+    "M109": {"loop_mistake": 2.0, "saturation": 1.0},
+    "M110": {"loss_reduction": 2.0},
+    "M111": {"lr_too_small": 3.0},
+    "M112": {"loop_mistake": 6.0},
 }
 
 
@@ -59,18 +70,10 @@ GROWTH = {"G100", "G101", "G102", "G103"}
 QUERY_KEY = ("in_proj", "q_proj", "k_proj", "c_attn", "query", "key", ".q.", ".k.", "qkv")
 
 
-class FactVote(NamedTuple):
-    """What one fact says about one cause, in words with its numbers."""
-
-    cause: str
-    weight: float
-    because: str
-    where: str = ""
-
-
 def growth_in_recurrence(facts: Facts, codes: set[str], findings: list[Finding]) -> list[FactVote]:
+    repeats = facts.portrait is not None and bool(facts.portrait.recurrences)
     if not facts.recurrent:
-        return [FactVote("recurrent_growth", -9.0, "the model has no recurrent module")]
+        return [] if repeats else [FactVote("recurrent_growth", -9.0, "the model has no recurrent module")]
     grew = codes & (GROWTH | {"L101", "G201"})
     if not grew:
         return []
@@ -113,7 +116,7 @@ def one_jump(facts: Facts, codes: set[str], findings: list[Finding]) -> list[Fac
         if f.code == "G101" and f.evidence.get("steps", 9) <= 1 and ratio > 100:
             text = f"the gradient norm jumped x{ratio:.3g} from one step to the next"
             return [
-                FactVote("bad_batch", 3.0, text),
+                FactVote("bad_batch", 2.0, text),
                 FactVote("unsafe_op", -1.5, text),
                 FactVote("lr_too_large", -2.0, text),
             ]
@@ -207,7 +210,9 @@ def inputs(facts: Facts, codes: set[str], findings: list[Finding]) -> list[FactV
     return [FactVote("unscaled_inputs", -3.0, f"the inputs have rms {rms:.3g}")]
 
 
-def targets(facts: Facts, codes: set[str], findings: list[Finding]) -> list[FactVote]:
+def large_losses(facts: Facts, codes: set[str], findings: list[Finding]) -> list[FactVote]:
+    if facts.portrait is not None and facts.portrait.terms:
+        return []  # what the loss is made of is known
     if facts.loss_first > 1e3 and codes & {"G100", "G101", "G102", "L101", "L104", "P100"}:
         text = f"the first losses are {facts.loss_first:.3g}"
         summed = 1.0 if facts.recurrent else 0.5
@@ -225,7 +230,7 @@ def second_moment(facts: Facts, codes: set[str], findings: list[Finding]) -> lis
 
 
 def precision(facts: Facts, codes: set[str], findings: list[Finding]) -> list[FactVote]:
-    if not facts.half:
+    if not facts.in_half:
         return [FactVote("low_precision", -4.0, "nothing runs in float16")]
     if codes & {"G100", "L100", "A100", "P101"}:
         return [FactVote("low_precision", 3.0, "float16 ends at 65504")]
@@ -236,7 +241,6 @@ def _largest(*values: float) -> float:
     return max((x for x in values if math.isfinite(x)), default=math.nan)
 
 
-FactVoter = Callable[[Facts, set[str], list[Finding]], list[FactVote]]
 FACT_VOTERS: tuple[FactVoter, ...] = (
     growth_in_recurrence,
     out_of_range,
@@ -247,7 +251,27 @@ FACT_VOTERS: tuple[FactVoter, ...] = (
     steps_too_long,
     depth,
     inputs,
-    targets,
+    large_losses,
     second_moment,
     precision,
+    graph_votes.growth_over_depth,
+    graph_votes.decay_over_depth,
+    graph_votes.recurrence,
+    graph_votes.fading_through_time,
+    graph_votes.attention_logits,
+    graph_votes.first_loss,
+    graph_votes.targets,
+    graph_votes.reduction,
+    graph_votes.idle_parameters,
+    graph_votes.half_range,
+    graph_votes.other_batch,
+    graph_votes.post_norm,
+    graph_votes.same_units,
+    end_votes.first_bad_value,
+    end_votes.lengths_of_steps,
+    end_votes.without_bound,
+    end_votes.after_the_first_step,
+    end_votes.own_targets,
+    end_votes.nothing_in_the_net,
+    end_votes.over_the_limit,
 )

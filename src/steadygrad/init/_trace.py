@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from steadygrad._preserve import split_example, untouched
 from steadygrad.init._calls import CONTRACTIONS, DATA_FIRST, ELEMENTWISE
-from steadygrad.init._preserve import split_example, untouched
 
 # What autograd calls the functions that can be told from its name alone.
 _BY_BACKWARD: dict[str, Callable[..., Any]] = {

@@ -9,8 +9,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from steadygrad.integrations.check import check_this_process
 from steadygrad.integrations.importhook import when_torch_is_imported
 from steadygrad.integrations.options import Observer, Options
+from steadygrad.integrations.rerun_child import seed_before_the_script, try_this_process
 from steadygrad.integrations.script import Watch
 
 
@@ -26,9 +28,15 @@ def watch_this_process(
     """
 
     def begin() -> None:
+        if "check" in settings:
+            check_this_process(**settings["check"])
+            return
+        if "rerun" in settings:
+            try_this_process(**settings["rerun"])
+            return
         try:
             run_dir = Path(settings["run_dir"])
-            options = Options(runs=str(run_dir.parent), guard=settings["guard"])
+            options = Options(runs=str(run_dir.parent), guard=settings["guard"], locate=settings["locate"])
             script = sys.argv[0] if sys.argv and sys.argv[0].endswith(".py") else "python"
             # Registered at the first step, when the trace is open: what is registered last runs first.
             observer = make_observer(lambda: _close_at_exit(watch))
@@ -38,6 +46,8 @@ def watch_this_process(
                 f"steadygrad does not watch this process ({type(error).__name__}: {error})", file=sys.stderr
             )
 
+    if "rerun" in settings:
+        seed_before_the_script()
     when_torch_is_imported(begin)
 
 

@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
 from steadygrad.config import LAUNCH_VARIABLE
 from steadygrad.integrations.options import Options
@@ -52,7 +52,13 @@ def child_environment(
     environ: Mapping[str, str], run_dir: Path, options: Options, *, quiet: bool, cwd: str
 ) -> dict[str, str]:
     """The environment that carries us into every Python process under the command."""
-    settings = {"run_dir": str(run_dir), "guard": options.guard, "quiet": quiet, "cwd": cwd}
+    settings = {"run_dir": str(run_dir), "guard": options.guard, "locate": options.locate}
+    settings |= {"quiet": quiet, "cwd": cwd}
+    return with_site_hook(environ, settings)
+
+
+def with_site_hook(environ: Mapping[str, str], settings: Mapping[str, Any]) -> dict[str, str]:
+    """An environment in which every Python process does, at its start, what the settings say."""
     path = environ.get("PYTHONPATH")
     return {
         **environ,
@@ -87,7 +93,7 @@ def run_command(
     try:
         environment = child_environment(os.environ, run_dir, options, quiet=quiet, cwd=os.getcwd())
         started(str(run_dir))
-        code = _wait_for(words, environment)
+        code = wait_for(words, environment)
     finally:
         if not any(run_dir.iterdir()):
             run_dir.rmdir()
@@ -102,8 +108,8 @@ def run_command(
     raise SystemExit(code)
 
 
-def _wait_for(words: Sequence[str], environment: Mapping[str, str]) -> int:
-    """Start the command and pass signals on to it until it has ended."""
+def wait_for(words: Sequence[str], environment: Mapping[str, str], stdout: TextIO | None = None) -> int:
+    """Start the command, pass signals on to it until it has ended, and return its exit code as ``subprocess`` does."""
     child: subprocess.Popen[bytes] | None = None
     early: list[int] = []
 
@@ -121,7 +127,7 @@ def _wait_for(words: Sequence[str], environment: Mapping[str, str]) -> int:
         if signal.getsignal(number) is not signal.SIG_IGN:  # ignored, as by nohup: the child inherits that
             before[number] = signal.signal(number, pass_on)
     try:
-        child = subprocess.Popen(list(words), env=dict(environment))
+        child = subprocess.Popen(list(words), env=dict(environment), stdout=stdout)
         for number in early:
             child.send_signal(number)
         return child.wait()

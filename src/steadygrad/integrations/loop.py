@@ -30,7 +30,7 @@ class Watcher:
     @property
     def findings(self) -> list[Finding]:
         """What the rules have noticed so far."""
-        return list(self._session._findings)
+        return list(self._session._reasons.findings)
 
     @property
     def actions(self) -> list[Action]:

@@ -24,6 +24,7 @@ class Options:
     runs: str = "runs"  # folder of the run directories; absolute where the script may change its directory
     name: str | None = None  # name of the run directory; None: the script's name and a number
     guard: GuardMode = "on"  # off: record only; warn: findings, no action; on: acts
+    locate: int | None = None  # look at every operation from this step on, until the first NaN is found; slow
 
 
 class Observer(Protocol):

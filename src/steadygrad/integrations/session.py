@@ -14,7 +14,7 @@ import time
 import traceback
 import weakref
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from contextlib import nullcontext
 from pathlib import Path
 from statistics import median
 from typing import Any, TypeVar
@@ -22,18 +22,18 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.utils._python_dispatch import _disable_current_modes
 
 from steadygrad import __version__
-from steadygrad.diagnose.causes import rank_causes
-from steadygrad.diagnose.facts import Facts, facts_at
 from steadygrad.guard.durable import DurableWriter
 from steadygrad.guard.guard import Guard
 from steadygrad.guard.policy import GuardExit, GuardStop, Policy
 from steadygrad.guard.state import TrainingState, find_scalers, find_schedulers
 from steadygrad.integrations.options import Observer, Options
+from steadygrad.integrations.reasons import Reasons
 from steadygrad.probe.joinpoints import JoinPoints
 from steadygrad.probe.probe import Probe
-from steadygrad.records import Action, Cause, Finding, RunSummary, StepStats
+from steadygrad.records import Action, Finding, RunSummary, StepStats
 from steadygrad.rules.engine import RuleSet
 from steadygrad.trace.rundir import create_run_dir, trace_path
 from steadygrad.trace.writer import TraceWriter
@@ -50,7 +50,7 @@ def _ours(default: Any) -> Callable[[Callable[..., T]], Callable[..., T]]:
             if not self.armed:
                 return default
             try:
-                with torch.no_grad():
+                with torch.no_grad(), _disable_current_modes() if self._reasons.modes_on else nullcontext():
                     return method(self, *args, **kwargs)
             except (GuardStop, GuardExit):
                 raise
@@ -110,10 +110,7 @@ class Session:
         self._loss_first: float | None = None
         self._loss_best: float | None = None
         self._disk_failed = False
-        self._facts: Facts | None = None
-        self._input_rms: float | None = None
-        self._last: tuple[weakref.ref[Optimizer], StepStats] | None = None
-        self._findings: list[Finding] = []
+        self._reasons = Reasons(options.locate)
         self._actions: list[Action] = []
         self._notes: list[str] = []
         self._steps = self._skipped = self._amp_skips = self._incidents = 0
@@ -136,6 +133,7 @@ class Session:
     @_ours(None)
     def optimizer_built(self, optimizer: Optimizer) -> None:
         """Nothing is known of it yet: its model may still change. It is looked at in its first step."""
+        self._reasons.optimizer_built()
 
     @_ours(None)
     def scheduler_built(self, scheduler: Any) -> None:
@@ -149,12 +147,18 @@ class Session:
             self._guard.state.add_scaler(scaler)
 
     @_ours(None)
+    def graph(self, roots: Sequence[Tensor], values: Sequence[Tensor]) -> None:
+        if any(o not in self._known for o in self._joinpoints.optimizers()):
+            self._meet_optimizers()
+        self._reasons.before_backward(roots, values, self._steps, self._probe, self._rules)
+
+    @_ours(None)
     def backward(self, roots: Sequence[Tensor]) -> None:
         self._probe.saw_backward(roots)
 
     @_ours(None)
     def clipped(self, params: Sequence[Tensor], max_norm: float) -> None:
-        self._probe.saw_clip(params)
+        self._probe.saw_clip(params, max_norm)
 
     @_ours(None)
     def amp_skipped(self, optimizer: Optimizer, scaler: Any) -> None:
@@ -167,6 +171,7 @@ class Session:
             self._begin()
         if optimizer not in self._known:
             self._meet_optimizers()
+        self._reasons.before_step()
         index = self._probe.optimizer_index(optimizer)
         stats = self._probe.before(optimizer)
         self._open[index] = stats
@@ -185,8 +190,23 @@ class Session:
         self._probe.step_raised()
         self._open.pop(self._probe.optimizer_index(optimizer), None)
 
-    @_ours(None)
     def after_step(self, optimizer: Optimizer, applied: bool) -> None:
+        try:
+            self._after_step(optimizer, applied)
+        finally:
+            self._watch_next_step()
+
+    def _watch_next_step(self) -> None:
+        """Apart from all else: a mode cannot be entered or left while modes are switched off."""
+        if not self.armed:
+            return
+        try:
+            self._reasons.watch_next_step(self._probe.roots)
+        except Exception as error:  # noqa: BLE001 - whatever we did wrong, the user's run must go on
+            self.disarm(error)
+
+    @_ours(None)
+    def _after_step(self, optimizer: Optimizer, applied: bool) -> None:
         index = self._probe.optimizer_index(optimizer)
         stats = self._open.pop(index)
         history = self._rules.history(index)
@@ -200,7 +220,7 @@ class Session:
         findings = self._rules.observe(stats)
         for finding in findings:
             self._find(finding)
-        self._gather_facts(optimizer, stats, findings)
+        self._reasons.step(optimizer, stats, findings, self._rules)
         if self._guard is not None:
             for action in self._guard.after(optimizer, stats, findings, history):
                 self._act(action)
@@ -234,6 +254,9 @@ class Session:
         for optimizer in optimizers:
             self._known.add(optimizer)
         self._probe.look_around(optimizers)
+        for optimizer in optimizers:
+            self._probe.optimizer_index(optimizer)
+        self._reasons.models_found(self._probe.roots)
         if self.options.guard != "on":
             return
         state = TrainingState(self._probe.roots, optimizers, find_schedulers(optimizers), find_scalers())
@@ -292,7 +315,6 @@ class Session:
             writer.scalars(stats.optimizer, stats.step, {"guard_clip": self._guard.policy.clip})
 
     def _find(self, finding: Finding) -> None:
-        self._findings.append(finding)
         self._incidents += finding.severity == "alarm"
         if self._writer is not None:
             self._writer.finding(finding)
@@ -305,38 +327,6 @@ class Session:
             self._writer.action(action)
         if self.observer is not None:
             self.observer.action(action)
-
-    def _gather_facts(self, optimizer: Optimizer, stats: StepStats, findings: Sequence[Finding]) -> None:
-        """Keep what a diagnosis will need: the facts at the first alarm, else those of the last step."""
-        for seen in stats.activations:
-            if seen.input_rms == seen.input_rms and self._input_rms is None:
-                self._input_rms = seen.input_rms
-        if self._facts is not None and self._facts.one_step_only is None:
-            self._facts = replace(self._facts, one_step_only=stats.finite and not findings)
-        if self._facts is None and any(f.severity == "alarm" for f in findings):
-            self._facts = self._facts_of(optimizer, stats)
-        self._last = (weakref.ref(optimizer), stats)
-
-    def _facts_of(self, optimizer: Optimizer | None, stats: StepStats) -> Facts:
-        known: dict[str, Any] = {
-            "module_types": tuple(sorted({type(m).__name__ for r in self._probe.roots for m in r.modules()}))
-        }
-        if self._input_rms is not None:
-            known["input_rms"] = self._input_rms
-        if optimizer is not None:
-            group = optimizer.param_groups[0]
-            known |= {"optimizer": type(optimizer).__name__, "momentum": float(group.get("momentum", 0.0))}
-            if isinstance(group.get("betas"), tuple):
-                known["betas"] = tuple(float(b) for b in group["betas"])
-        return facts_at(stats, self._rules.history(stats.optimizer), **known)
-
-    def _causes(self) -> list[Cause]:
-        """Why: only asked where something happened that a user is told of."""
-        told = [f for f in self._findings if f.severity != "info"]
-        if self._last is None or not (told or self._actions):
-            return []
-        facts = self._facts or self._facts_of(self._last[0](), self._last[1])
-        return rank_causes(self._findings, facts)
 
     def note(self, text: str) -> None:
         """Something that the user should know about the watching itself."""
@@ -370,6 +360,7 @@ class Session:
             if self._guard is not None:
                 self._guard.undo_overrides()
             self._joinpoints.remove()
+            self._reasons.stop_watching()
         except Exception:  # noqa: BLE001 - already on the way out
             pass
         self.note(
@@ -383,7 +374,13 @@ class Session:
             return self._summary
         self._joinpoints.remove()
         self._probe.close()
-        causes = self._causes()
+        stopped = self._guard is not None and self._guard.stop is not None
+        self._reasons.stop_watching()
+        for text in (*self._reasons.notes, *self._probe.notes):
+            self.note(text)
+        verdict, causes = self._reasons.conclude(
+            self._writer, self._steps, acted=bool(self._actions), stopped=stopped
+        )
         self._summary = RunSummary(
             run_dir=str(self.run_dir) if self._steps else None,
             steps=self._steps,
@@ -393,11 +390,14 @@ class Session:
             loss_best=self._loss_best,
             skipped=self._skipped,
             amp_skips=self._amp_skips,
-            stopped_by_guard=self._guard is not None and self._guard.stop is not None,
-            findings=tuple(self._findings),
+            stopped_by_guard=stopped,
+            findings=tuple(self._reasons.findings),
             actions=tuple(self._actions),
             causes=tuple(causes),
             notes=tuple(self._notes),
+            verdict=verdict,
+            first_nonfinite=self._reasons.located,
+            forecast=self._reasons.forecast,
         )
         self._finish(self._summary, error)
         return self._summary

@@ -13,7 +13,8 @@ import inspect
 import os
 import threading
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 import torch
@@ -32,6 +33,9 @@ class Listener(Protocol):
     def scaler_seen(self, scaler: GradScaler) -> None: ...
     def backward(self, roots: Sequence[Tensor]) -> None:
         """A backward pass begins. ``roots``: 0-D values that are differentiated, without the scaler's factor."""
+
+    def graph(self, roots: Sequence[Tensor], values: Sequence[Tensor]) -> None:
+        """After :meth:`backward` was told, and before it runs: the same roots with their graph, scaled by a scaler."""
 
     def clipped(self, params: Sequence[Tensor], max_norm: float) -> None:
         """The user is about to clip these parameters' gradients, which are still raw."""
@@ -57,15 +61,16 @@ class JoinPoints:
     def __init__(self, listener: Listener) -> None:
         self.listener = listener
         self.everything = False
-        self._attached: weakref.WeakSet[Any] = weakref.WeakSet()
+        self._attached: weakref.WeakKeyDictionary[Any, None] = weakref.WeakKeyDictionary()  # in order
         self._steps: weakref.WeakKeyDictionary[Optimizer, int] = weakref.WeakKeyDictionary()
         self._thread: int | None = None
         self._inside = False  # a step within a step (Lookahead) belongs to the outer one
+        self._muted = False
 
     @property
     def here(self) -> bool:
         """Whether this is the process that installed us, and no other thread trains."""
-        if _in_forked_child:
+        if _in_forked_child or self._muted:
             return False
         return self._thread is None or self._thread == threading.get_ident()
 
@@ -97,9 +102,9 @@ class JoinPoints:
                 f"this {type(optimizer).__name__} is watched already: close the first watcher before opening another"
             )
         _owners[optimizer] = self
-        self._attached.add(optimizer)
+        self._attached[optimizer] = None
         if owner is not None:
-            owner._attached.discard(optimizer)
+            owner._attached.pop(optimizer, None)
         else:
             _wrap_step(optimizer)
 
@@ -107,7 +112,7 @@ class JoinPoints:
         """Listen to this optimizer no longer."""
         if _owners.get(optimizer) is self:
             del _owners[optimizer]
-            self._attached.discard(optimizer)
+            self._attached.pop(optimizer, None)
             _unwrap_step(optimizer)
 
     def optimizers(self) -> list[Optimizer]:
@@ -122,6 +127,24 @@ class JoinPoints:
             _listening.remove(self)
             if not _listening:
                 _unpatch_torch()
+
+    @contextmanager
+    def alone(self, optimizer: Optimizer) -> Iterator[None]:
+        """Inside the block the steps are no part of anybody else's run: they are told nothing.
+
+        At its end, with us removed, a listener to everything has the optimizer back.
+        """
+        owner = _owners.get(optimizer)
+        others = [j for j in _listening if j is not self and not j._muted]
+        for other in others:
+            other._muted = True
+        try:
+            yield
+        finally:
+            for other in others:
+                other._muted = False
+            if owner is not None and owner in others and optimizer not in _owners:
+                owner.attach(optimizer)
 
     # ------------------------------------------------------------------ the step
     def _step(
@@ -343,9 +366,15 @@ def _seen_backward(original: Any) -> Any:
     def backward(tensors: Any, grad_tensors: Any = None, *args: Any, **kwargs: Any) -> None:
         listening = _active()
         if listening:
+            if not isinstance(tensors, Tensor):
+                tensors = tuple(tensors)
+            differentiated = (
+                [tensors] if isinstance(tensors, Tensor) else [t for t in tensors if isinstance(t, Tensor)]
+            )
             roots = _root_values(tensors, grad_tensors)
             for joinpoints in listening:
                 joinpoints.listener.backward(roots)
+                joinpoints.listener.graph(differentiated, roots)
         original(tensors, grad_tensors, *args, **kwargs)
 
     return backward

@@ -14,11 +14,15 @@ from torch.optim import Optimizer
 
 from steadygrad._foreach import nonfinite
 from steadygrad.probe.activations import ActivationSampler
+from steadygrad.probe.loop_facts import LoopFacts
 from steadygrad.probe.loss import LossKeeper
+from steadygrad.probe.moving_target import MovingTarget
 from steadygrad.probe.names import find_roots, flat_params, name_parameters, named_roots
 from steadygrad.probe.norms import gradient_norms, total_norm
+from steadygrad.probe.portrait import Portraitist
+from steadygrad.probe.root_outputs import RootOutputs
 from steadygrad.probe.rotation import Rotation
-from steadygrad.records import NAN, ParamInfo, StepStats
+from steadygrad.records import NAN, Oddity, ParamInfo, Portrait, StepStats
 from steadygrad.schedule import effective_lr
 
 
@@ -66,6 +70,13 @@ class Probe:
         self._watched: weakref.WeakKeyDictionary[Optimizer, _Watched] = weakref.WeakKeyDictionary()
         self._order: list[_Watched] = []
         self._loss = LossKeeper()
+        self._portraits = Portraitist()
+        self._outputs = RootOutputs()
+        self._portrait_due = True
+        self._loop = LoopFacts()
+        self._told = 0  # oddities of the loop that are on a record already
+        self._target = MovingTarget()
+        self._following: tuple[Oddity, ...] = ()  # what it has found, until it is on a record
         self._scaler: Any = None
         if self._given:
             self._arm_for(0)
@@ -74,9 +85,27 @@ class Probe:
     def saw_backward(self, roots: Sequence[Tensor]) -> None:
         """A backward pass begins on these 0-D values, unscaled."""
         self._loss.saw(roots)
+        self._loop.backward(roots, self.roots)
 
-    def saw_clip(self, params: Sequence[Tensor]) -> None:
+    def saw_graph(self, roots: Sequence[Tensor], *, now: bool = False) -> None:
+        """A backward pass is about to begin on these roots: on sampled steps, or ``now``, its graph is read."""
+        outputs = self._outputs.take()  # of each backward, or those of an accumulation would add up
+        if self._portraits.waiting or self._portraits.broken or not (now or self._portrait_due):
+            return
+        trained = {p: info.name for w in self._order for p, info in zip(w.tensors, w.infos, strict=True)}
+        # Which of several optimizers this backward is for shows only when one of them steps.
+        parameters = trained if len(self._order) == 1 else None
+        try:
+            self._portraits.look(roots, *outputs, parameters)
+        except Exception as error:  # noqa: BLE001 - what we cannot read of a stranger's graph is no reason to leave
+            self._portraits.forget()
+            self._portraits.broken = True
+            text = str(error).partition("\n")[0]
+            self.notes.append(f"the graph of the loss cannot be read: {type(error).__name__}: {text}")
+
+    def saw_clip(self, params: Sequence[Tensor], max_norm: float) -> None:
         """The user is about to clip these parameters' gradients: their raw norms are taken now, once a step."""
+        self._loop.clipped(params, max_norm)
         owners = {id(p): w for w in self._order for p in w.tensors}
         fresh = [p for p in params if id(p) in owners and id(p) not in owners[id(p)].raw]
         for p, norm in zip(fresh, gradient_norms([p.grad for p in fresh]), strict=True):
@@ -84,6 +113,7 @@ class Probe:
 
     def saw_scaler(self, scaler: Any) -> None:
         self._scaler = scaler
+        self._loop.scaler_seen(scaler)
 
     def saw_amp_skip(self, optimizer: Optimizer) -> None:
         """The GradScaler took no step for this optimizer."""
@@ -91,6 +121,7 @@ class Probe:
         if watched is not None:
             watched.amp_skips += 1
             watched.raw.clear()
+        self._portraits.forget()
         self._loss.forget()
 
     # ------------------------------------------------------------------ the step
@@ -112,6 +143,8 @@ class Probe:
     def forget_models(self) -> None:
         """Let go of models that were found, and of the tensors of optimizers that are gone."""
         self.close()
+        self._loop, self._told = LoopFacts(), 0
+        self._target, self._following = MovingTarget(), ()
         if not self._given:
             self._sampler = None
             self.roots = []
@@ -129,6 +162,10 @@ class Probe:
         if watched.raw:
             raw = np.array([watched.raw.get(id(p), n) for p, n in zip(watched.tensors, applied, strict=True)])
             watched.raw.clear()
+        self._loop.before_step(optimizer, watched.tensors, watched.infos, raw, self.roots)
+        if watched.index == 0 and self._target.due(watched.step):
+            odd = self._target.look(watched.step, self._alive(), self.roots)
+            self._following += (odd,) if odd is not None else ()
         loss, passes = self._loss.read()
         self._loss.in_step = True
         watched.rotation.before(
@@ -146,6 +183,7 @@ class Probe:
             num_backwards=passes,
             loss_scale=float(self._scaler.get_scale()) if self._scaler is not None else None,  # host sync
             amp_skips=watched.amp_skips,
+            portrait=self._take_portrait(watched),
         )
 
     def after(self, optimizer: Optimizer, stats: StepStats, applied: bool) -> StepStats:
@@ -157,6 +195,7 @@ class Probe:
         watched.step += 1
         watched.amp_skips = 0
         self._loss.in_step = False
+        self._loop.after_step(optimizer)
         tensors = tuple(
             replace(t, param=watched.infos[t.param].index) for t in watched.rotation.after(optimizer, applied)
         )
@@ -166,11 +205,19 @@ class Probe:
                 activations = self._sampler.take()
                 self._sampler.disarm()
             self._arm_for(watched.step)
-        return replace(stats, applied=applied, tensors=tensors, activations=activations, seconds=seconds)
+        return replace(
+            stats,
+            applied=applied,
+            tensors=tensors,
+            activations=activations,
+            seconds=seconds,
+            portrait=self._with_oddities(stats.step, stats.portrait),
+        )
 
     def step_raised(self) -> None:
         """The user's step raised: nothing of it is recorded."""
         self._loss.in_step = False
+        self._loop.step_raised()
 
     # ------------------------------------------------------------------ looks on demand
     def nonfinite_state(self) -> list[str]:
@@ -196,6 +243,8 @@ class Probe:
         """Take every hook away."""
         if self._sampler is not None:
             self._sampler.disarm()
+        self._outputs.disarm()
+        self._portraits.forget()
 
     # ------------------------------------------------------------------ inside
     def _name(self, watched: _Watched, optimizer: Optimizer) -> None:
@@ -220,12 +269,34 @@ class Probe:
     def _alive(self) -> list[Optimizer]:
         return [o for o in (w.optimizer() for w in self._order) if o is not None]
 
+    def _take_portrait(self, watched: _Watched) -> Portrait | None:
+        if not self._portraits.waiting:
+            return None
+        return self._portraits.take(
+            {id(p): i.name for p, i in zip(watched.tensors, watched.infos, strict=True)}
+        )
+
+    def _with_oddities(self, step: int, portrait: Portrait | None) -> Portrait | None:
+        """The portrait with what has become certain about the loop and its targets since the last record."""
+        if portrait is not None and portrait.nodes:
+            self._loop.graph_size(step, portrait.nodes)
+        oddities = self._loop.oddities()
+        fresh, self._told = oddities[self._told :] + self._following, len(oddities)
+        self._following = ()
+        if not fresh:
+            return portrait
+        portrait = portrait or Portrait()
+        return replace(portrait, oddities=portrait.oddities + fresh)
+
     def _arm_for(self, step: int) -> None:
         """Hooks for the coming step, if its activations are to be sampled."""
         if self._sampler is None or list(self._sampler.roots) != self.roots:
             self._sampler = ActivationSampler(self.roots, self._activation_every)
-        if self._sampler.due(step):
+        self._outputs.disarm()
+        self._portrait_due = self._sampler.due(step)
+        if self._portrait_due:
             self._sampler.arm()
+            self._outputs.arm(self.roots)
 
 
 def _local(tensor: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, TextIO
 
 from steadygrad.report.terminal import BOLD, DIM, DONE, RED, RESET, YELLOW, is_terminal, shown_path
 from steadygrad.report.text import clean, duration, number
+from steadygrad.report.verdict_text import located_in_words
 
 if TYPE_CHECKING:
     from steadygrad.records import Cause, Finding, RunSummary
@@ -58,7 +59,7 @@ def print_summary(
     """
     if not notes:
         summary = replace(summary, notes=())
-    healthy = not any(f.severity != "info" for f in summary.findings) and not summary.actions
+    healthy = not (any(f.severity != "info" for f in summary.findings) or summary.actions or summary.causes)
     if stream is None or (quiet and healthy and not summary.notes):
         return
     colour = is_terminal(stream) and "NO_COLOR" not in os.environ
@@ -118,7 +119,17 @@ def _summary(
     if len(blocks) > MAX_BLOCKS:
         yield "", f"  and {_counted(len(blocks) - MAX_BLOCKS, 'more incident')}: see the report"
     yield from _warnings(summary, blocks, width)
+    if summary.causes and summary.causes[0].cause not in told:
+        yield from _without_incident(summary, width)
+    if (first := summary.first_nonfinite) is not None:
+        yield "", ""
+        yield "", f"first {first.value}: {clean(located_in_words(first.to_json()))}"
     yield from notes
+    if run and summary.causes:
+        yield (
+            DIM,
+            f"next: steadygrad diagnose {shlex.quote(run)}   says why, with all that speaks for and against it",
+        )
     if run:
         yield DIM, f"next: steadygrad report {shlex.quote(run)}   opens the pictures"
 
@@ -155,6 +166,15 @@ def _incident(
             "done",
             "nothing: it stayed finite and was given time" if guard == "on" else f"nothing: --guard {guard}",
         )
+
+
+def _without_incident(summary: RunSummary, width: int) -> Iterable[tuple[str, str]]:
+    """A run that came to nothing although nothing happened in it."""
+    yield "", ""
+    if summary.verdict:
+        yield RED, f"did not train: {clean(summary.verdict)}"
+    for line in _wrap(_cause(summary.causes[0]), "  ", "  ", width):
+        yield "", line
 
 
 def _cause(cause: Cause) -> str:

@@ -48,7 +48,11 @@ def summary_json(
             "actions": [a.to_json() for a in summary.actions] if summary else [],
             "causes": [c.to_json() for c in summary.causes] if summary else [],
             "notes": list(summary.notes) if summary else [],
-            "forecast": None,
+            "verdict": summary.verdict if summary else "",
+            "first_nonfinite": summary.first_nonfinite.to_json()
+            if summary and summary.first_nonfinite
+            else None,
+            "forecast": dict(summary.forecast) if summary and summary.forecast else None,
         }
     )
 

@@ -20,7 +20,8 @@ PLAIN_SECONDS = 10.0  # between two plain lines
 MAX_SAID = 20  # findings and actions told while the run goes; all of them are recorded
 TROUBLE_STEPS = 100  # a finding stays on the live line for so many steps
 DONE = {"skip": "skipped", "clip": "clipped", "rollback": "rolled back", "stop": "stopped"}
-DIM, RED, YELLOW, BOLD, RESET = "\x1b[2m", "\x1b[31m", "\x1b[33m", "\x1b[1m", "\x1b[0m"
+DIM, RED, YELLOW, GREEN = "\x1b[2m", "\x1b[31m", "\x1b[33m", "\x1b[32m"
+BOLD, RESET = "\x1b[1m", "\x1b[0m"
 
 
 def is_terminal(stream: TextIO | None) -> bool:

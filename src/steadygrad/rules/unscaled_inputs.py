@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -14,8 +15,8 @@ LARGE = 10.0
 class UnscaledInputs(Rule):
     """What goes into the model is large.
 
-    What it measures: the root mean square of the first argument of the first sampled module: above 10. The only
-    rule with a bound in the user's units, for initialisations are made for inputs of about 1.
+    What it measures: the root mean square of what the first weight is given, on sampled steps: above 10. One of the
+    few rules with a bound in the user's units, for initialisations are made for inputs of about 1.
 
     Why it matters: raw pixels (0 to 255) or raw table columns make the first gradients as much larger, and the
     usable learning rate smaller by its square.
@@ -32,12 +33,26 @@ class UnscaledInputs(Rule):
     severity: ClassVar[Severity] = "info"
 
     def __call__(self, stats: StepStats, history: History) -> Finding | None:
-        if not stats.activations:
+        seen = _entry(stats)
+        if seen is None:
             return None
-        first = stats.activations[0]
-        if not self.onset.begins("info" if first.input_rms > LARGE else None):
+        where, input_rms = seen
+        if not self.onset.begins("info" if input_rms > LARGE else None):
             return None
-        where = first.module or "model"
-        return self.tell(
-            stats, "info", where, f"inputs of size {first.input_rms:.3g} (rms)", input_rms=first.input_rms
-        )
+        return self.tell(stats, "info", where, f"inputs of size {input_rms:.3g} (rms)", input_rms=input_rms)
+
+
+def _entry(stats: StepStats) -> tuple[str, float] | None:
+    """The first weight that is given numbers, and their size: a normalisation before it counts."""
+    if stats.portrait is not None:
+        repeated = {r.name for r in stats.portrait.recurrences}  # given their own state
+        rows = [
+            row
+            for row in stats.portrait.layers
+            if row.op != "Embedding" and row.name not in repeated and not math.isnan(row.input_rms)
+        ]
+        if rows:
+            return rows[0].name, rows[0].input_rms
+    if stats.activations:
+        return stats.activations[0].module or "model", stats.activations[0].input_rms
+    return None

@@ -1,0 +1,1 @@
+"""Small trainings with one known producer of the first non-finite value each."""

@@ -1,0 +1,97 @@
+"""How the loss went, kept in bounded memory."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+KEPT = 1024
+EARLY = 10
+
+
+class Course:
+    """The losses of one optimizer, thinned evenly to at most 1024, NaN and infinity among them.
+
+    Example:
+        >>> course = Course()
+        >>> for loss in (4.0, 3.0, 2.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0):
+        ...     course.add(loss)
+        >>> course.start, course.end, course.steps
+        (3.0, 1.0, 10)
+    """
+
+    def __init__(self, losses: Sequence[float] = ()) -> None:
+        self.steps = 0
+        self.first: list[float] = []
+        self.early: list[float] = []
+        self.lowest = math.inf  # lowest finite loss
+        self.largest = 0.0  # largest finite |loss|
+        self._stride = 1
+        self._kept: list[float] = []
+        for loss in losses:
+            self.add(loss)
+
+    def add(self, loss: float) -> None:
+        """The loss of one more step."""
+        if len(self.first) < 3 and math.isfinite(loss):
+            self.first.append(loss)
+        if self.steps < EARLY:
+            self.early.append(loss)
+        if math.isfinite(loss):
+            self.lowest = min(self.lowest, loss)
+            self.largest = max(self.largest, abs(loss))
+        if self.steps % self._stride == 0:
+            self._kept.append(loss)
+            if len(self._kept) > KEPT:
+                self._kept, self._stride = self._kept[::2], 2 * self._stride
+        self.steps += 1
+
+    @property
+    def start(self) -> float:
+        """Median of the first three finite losses."""
+        return _median(self.first)
+
+    @property
+    def rise(self) -> float:
+        """Median of the second five losses over that of the first three; nan for losses of 0 or less, or too few."""
+        late = [x if not math.isnan(x) else math.inf for x in self.early[EARLY // 2 :]]
+        first = _median(self.early[:3])
+        return _median(late) / first if len(late) >= 3 and first > 0 else math.nan
+
+    @property
+    def end(self) -> float:
+        """Median of the finite losses in the last tenth of the run, of at least five."""
+        return _median([x for x in self.tail if math.isfinite(x)])
+
+    @property
+    def best(self) -> float:
+        """The lowest median of a tenth of the run."""
+        parts = [_median([x for x in part if math.isfinite(x)]) for part in self._parts(10)]
+        return min((m for m in parts if not math.isnan(m)), default=math.nan)
+
+    @property
+    def tail(self) -> list[float]:
+        """The last tenth of what was kept, at least five."""
+        return self._kept[-max(5, len(self._kept) // 10) :]
+
+    @property
+    def finite_share(self) -> float:
+        """Share of the last tenth that is finite; nan without any loss."""
+        return sum(map(math.isfinite, self.tail)) / len(self.tail) if self.tail else math.nan
+
+    def spread(self) -> float:
+        """Robust deviation of the last quarter of the losses, from their differences: slow trends count for nothing."""
+        last = [x for x in self._kept[-max(8, len(self._kept) // 4) :] if math.isfinite(x)]
+        steps = [abs(b - a) for a, b in zip(last, last[1:], strict=False)]
+        return 1.4826 * _median(steps) / math.sqrt(2) if steps else math.nan
+
+    def _parts(self, n: int) -> list[list[float]]:
+        size = max(3, math.ceil(len(self._kept) / n))
+        return [self._kept[i : i + size] for i in range(0, len(self._kept), size)]
+
+
+def _median(values: Sequence[float]) -> float:
+    if not values:
+        return math.nan
+    ordered, n = sorted(values), len(values)
+    return (ordered[(n - 1) // 2] + ordered[n // 2]) / 2
