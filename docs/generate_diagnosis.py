@@ -6,10 +6,15 @@ python docs/generate_diagnosis.py
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.zoo import families  # noqa: E402
+
 GROUPS = ("overall", "non-blind", "blind")
 FORECAST = {
     "precision": "precision",
@@ -106,9 +111,9 @@ def alarms_table(found: dict[str, Any]) -> str:
 def cost(found: dict[str, Any]) -> str:
     small, large = found["cost"], found["cost_25m"]
     return (
-        f"{small['steps_median']:.0f} plain steps for the median family, {small['steps_largest']:.0f} for the costliest; "
-        f"{large['seconds']:.0f} s for a Transformer of {large['parameters'] / 1e6:.0f}M parameters on two threads, "
-        f"{large['steps']:.0f} of its steps."
+        f"{small['steps_median']:.0f} plain steps for the median family of the zoo, whose steps take milliseconds, and "
+        f"{small['steps_max']:.0f} for the costliest; {large['steps']:.0f} steps for a Transformer of "
+        f"{large['parameters'] / 1e6:.0f}M parameters on {large['threads']} threads."
     )
 
 
@@ -116,8 +121,8 @@ def cases_text(found: dict[str, Any]) -> str:
     scored = found["cases"]
     wrong = [r["case"] for r in scored["rows"] if not r["right"]]
     text = (
-        f"Sixteen trainings from public bug reports, through the command line as anybody would: right cause among the first two "
-        f"of `check` or `diagnose` in {share(scored['failing_right'])} of the failing ones; silent on "
+        "Sixteen trainings from public bug reports, through the command line as anybody would: right cause among the "
+        f"first two of `check` or `diagnose` in {share(scored['failing_right'])} of the failing ones; silent on "
         f"{share(scored['healthy_and_fixed_silent'])} of the healthy ones and of those with the known fix."
     )
     return text + (f" Wrong: {', '.join(wrong)}." if wrong else "")
@@ -127,11 +132,11 @@ def text() -> str:
     """The page."""
     forecast, diagnosis, locate = results("forecast"), results("diagnosis"), results("locate")
     environment = diagnosis["environment"]
-    total = locate["total"]
+    total, zoo = locate["total"], families()
     filled = {
-        "families": str(diagnosis["families"]["all"]),
-        "failing": str(diagnosis["families"]["failing"]),
-        "healthy": str(diagnosis["families"]["healthy"]),
+        "families": str(len(zoo)),
+        "failing": str(sum(not f.healthy for f in zoo)),
+        "healthy": str(sum(f.healthy for f in zoo)),
         "seeds": ", ".join(map(str, diagnosis["seeds"])),
         "measured_on": f"Measured {environment['date']} on torch {environment['torch']}, {environment['hardware']}.",
         "forecast_table": forecast_table(forecast),
@@ -157,8 +162,8 @@ def wrong_text(forecast: dict[str, Any], diagnosis: dict[str, Any]) -> str:
     weak = sorted(diagnosis["f1_by_cause"].items(), key=lambda pair: pair[1])[:5]
     lines = [
         "- Weakest causes (F1): " + ", ".join(f"`{name}` {value:.2f}" for name, value in weak) + ".",
-        f"- Told causes although they train: {len(diagnosis['told_on_good'])} runs; flagged by the forecast although they train: "
-        f"{len(forecast['false_alarms'])}. Each is listed in the results.",
+        f"- Runs that train and are told causes: {len(diagnosis['told_on_good'])}; that train and are flagged by the "
+        f"forecast: {len(forecast['false_alarms'])}. Each is listed in the results.",
         "- Growth inside a fused LSTM or GRU is one operation: its time steps are not seen.",
         "- Compiled models show no layers; what is left are the loss, the gradients and the steps.",
     ]

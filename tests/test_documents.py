@@ -67,6 +67,11 @@ def test_page_of_rules_is_fresh(generated):
     assert (ROOT / "docs" / "rules.md").read_text() == wanted, "run: python docs/generate_rules.py"
 
 
+def test_page_of_the_diagnosis_is_fresh(generated):
+    wanted = generated("generate_diagnosis").text()
+    assert (ROOT / "docs" / "diagnosis.md").read_text() == wanted, "run: python docs/generate_diagnosis.py"
+
+
 def test_pages_of_causes_are_fresh(generated):
     wanted = generated("generate_knowledge").pages()
     docs = ROOT / "docs"

@@ -94,7 +94,7 @@ EXAMPLES = [
     (
         "bootstrapped_target",
         [found("L104", 90, "warning")],
-        {"portrait": Portrait(layers=LAYERS, terms=(NUMBERS,)), "at": GROWING, "verdict": verdict("exploded")},
+        {"portrait": Portrait(layers=LAYERS, terms=(NUMBERS,)), "last": GROWING, "verdict": verdict("exploded")},
     ),
 ]  # fmt: skip
 

@@ -16,6 +16,7 @@ from steadygrad.records import Cause, Finding
 from steadygrad.rules import RULES
 
 EARLY_WEIGHT = 0.5
+ALWAYS = frozenset({"L100", "M101", "M102", "M108", "M112"})  # told even if the run goes well
 # Of the log-odds, fitted on the families of the zoo that are not blind (benchmarks/diagnosis.py --fit), a little
 # towards doubt: thresholds were set on those families, and new ones are harder.
 PRIOR = -1.0  # of a cause that nothing speaks for, against "none of these"
@@ -37,8 +38,9 @@ class Case:
 def diagnose(findings: Iterable[Finding], facts: Facts, *, acted: bool = False) -> list[Cause]:
     """Why a run went wrong; empty if it did not.
 
-    A run that failed by its own verdict has causes, and one in which something happened that a user is told of, even
-    if it went on well. What looks alarming and trains has none: edges of stability, noise, growing losses.
+    A run that failed by its own verdict has causes, and one in which the guard had to act, or in which something was
+    wrong that is almost never meant (a NaN loss, gradients that are never zeroed). What looks alarming and recovers by
+    itself has none: edges of stability, noise, spikes, growing losses.
 
     Args:
         findings: all of the run.
@@ -46,7 +48,9 @@ def diagnose(findings: Iterable[Finding], facts: Facts, *, acted: bool = False) 
         acted: the guard did something.
     """
     told = list(findings)
-    if not acted and all(f.severity == "info" for f in told) and failed(told, facts) < 0.5:
+    well = facts.verdict is not None and facts.verdict.kind in ("ok", "learned")
+    struck = any(f.severity != "info" and (f.code in ALWAYS or not well) for f in told)
+    if not acted and not struck and failed(told, facts) < 0.5:
         return []
     return rank_causes(told, facts)
 

@@ -109,7 +109,7 @@ def own_targets(facts: Facts, codes: set[str], findings: list[Finding]) -> list[
     climbs = codes & {"L101", "L104", "L105", "G101", "G102"} or (
         facts.verdict is not None and facts.verdict.kind in ("exploded", "worse", "nonfinite", "stuck")
     )
-    grown = target_growth(facts.portrait, facts.at) if facts.had_grown or climbs else 1.0
+    grown = target_growth(facts.portrait, facts.last) if facts.had_grown or climbs else 1.0
     if not moves and not computed and not grown > GROWN:
         return [FactVote("bootstrapped_target", -4.0, "the targets are data")]
     if not climbs:

@@ -20,7 +20,7 @@ def growth_over_depth(facts: Facts, codes: set[str], findings: list[Finding]) ->
             continue  # a consequence of the first steps: see end_votes.after_the_first_step
         if f.evidence.get("head"):
             votes.append(FactVote("output_scale", 3.0, f.message, f.where))
-        elif _adds_up(facts.portrait) and f.evidence.get("jump", 0.0) < 0.7 * f.evidence["decades"]:
+        elif _adds_up(facts.portrait) and f.evidence.get("jump", 0.0) < 0.9 * f.evidence["decades"]:
             text = f"{f.message}; {facts.portrait.residual} skip connections add up without a normalisation"  # type: ignore[union-attr]
             votes += [
                 FactVote("residual_accumulation", 3.0, text),
@@ -188,9 +188,8 @@ def other_batch(facts: Facts, codes: set[str], findings: list[Finding]) -> list[
     rows = {row.name: row for row in first.layers}
     repeated = {r.name for r in (*first.recurrences, *at.recurrences)}
     entries = [row for row in at.layers if row.op != "Embedding" and row.name not in repeated]
-    learned = any(
-        row.op == "Embedding" for row in at.layers[:1]
-    )  # what comes out of a table grows as it is trained
+    # What comes out of a table grows as it is trained: it is no input of the batch.
+    learned = any(row.op == "Embedding" for row in at.layers)
     entry = entries[0] if entries and not learned else None
     usual = rows.get(entry.name) if entry is not None else None
     if entry is not None and usual is not None and usual.input_max > 0:

@@ -131,6 +131,6 @@ def leave(code: int) -> NoReturn:
                 stream.flush()
         if "multiprocessing" in sys.modules:
             for child in sys.modules["multiprocessing"].active_children():
-                child.terminate()
+                child.kill()  # at once: a worker that hangs would hold our output open
     finally:  # torch raises where a loader's worker ends
         os._exit(code)
