@@ -36,7 +36,7 @@ def first_bad_value(facts: Facts, codes: set[str], findings: list[Finding]) -> l
     unsound = any(f.code in GROWING and f.step <= 2 * (f.code == "F104") for f in findings)
     if facts.had_grown or facts.blowing_up or unsound:
         text = f"{found.detail}; what it was given had grown before"
-        return [FactVote("unsafe_op", 0.5, text, where)]
+        return [FactVote("unsafe_op", -1.5 if unsound else 0.5, text, where)]
     one = 1.0 if facts.healthy_steps >= 5 and facts.one_step_only else 0.0
     return [FactVote("unsafe_op", 2.5, found.detail, where), FactVote("bad_batch", one, found.detail, where)]
 

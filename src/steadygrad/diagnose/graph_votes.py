@@ -20,7 +20,9 @@ def growth_over_depth(facts: Facts, codes: set[str], findings: list[Finding]) ->
             continue  # a consequence of the first steps: see end_votes.after_the_first_step
         if f.evidence.get("head"):
             votes.append(FactVote("output_scale", 3.0, f.message, f.where))
-        elif _adds_up(facts.portrait) and f.evidence.get("jump", 0.0) < 0.9 * f.evidence["decades"]:
+        elif _adds_up(facts.portrait) and (
+            f.code == "F102" or f.evidence["jump"] < 0.9 * f.evidence["decades"]
+        ):
             text = f"{f.message}; {facts.portrait.residual} skip connections add up without a normalisation"  # type: ignore[union-attr]
             votes += [
                 FactVote("residual_accumulation", 3.0, text),

@@ -38,7 +38,7 @@ FAILS: dict[str, float] = {
     "nan_loss": 0.95,
     "exploded": 0.95,
     "unbounded": 0.9,
-    "worse": 0.7,
+    "worse": 0.4,  # without a yardstick a rise is no failure by itself: policies and critics do
     "stuck": 0.9,
     "flat": 0.9,
     "ambiguous": 0.3,

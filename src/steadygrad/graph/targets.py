@@ -78,16 +78,19 @@ class Targets:
         """The targets of both. Same kind, shape and columns."""
         weight = self.weight + other.weight
         share = np.divide(other.weight, weight, out=np.zeros_like(weight), where=weight > 0)
-        gap = other.mean - self.mean
         values, every = _thinned(self, other)
+        with np.errstate(invalid="ignore", over="ignore"):  # targets of a value-learning loop may overflow
+            gap = other.mean - self.mean
+            mean = self.mean + gap * share
+            squares = self.squares + other.squares + gap**2 * self.weight * share
         return replace(
             self,
             rows=self.rows + other.rows,
             counts=self.counts + other.counts,
             entropy=self.entropy + other.entropy,
             weight=weight,
-            mean=self.mean + gap * share,
-            squares=self.squares + other.squares + gap**2 * self.weight * share,
+            mean=mean,
+            squares=squares,
             values=values,
             every=every,
             seen=self.seen + other.seen,
