@@ -456,3 +456,7 @@ def test_no_random_number_is_drawn():
         loss.backward()
         reader.read(names_of(model))
     assert torch.equal(before, torch.get_rng_state())
+
+
+def test_gains_of_no_layers():
+    assert backward_gains(()) == forward_gains(()) == []

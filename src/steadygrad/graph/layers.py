@@ -262,7 +262,9 @@ def _largest_singular_value(weight: Tensor) -> float:
 
 def backward_gains(layers: Sequence[LayerStats]) -> list[float]:
     """Factor by which the gradient grows from the output of each layer to that of the one before; nan for the first."""
-    return [NAN] + [a.grad_rms / b.grad_rms if b.grad_rms > 0 else NAN for a, b in pairwise(layers)]
+    return [NAN][: len(layers)] + [
+        a.grad_rms / b.grad_rms if b.grad_rms > 0 else NAN for a, b in pairwise(layers)
+    ]
 
 
 def forward_gains(layers: Sequence[LayerStats]) -> list[float]:
