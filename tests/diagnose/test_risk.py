@@ -50,6 +50,11 @@ def test_a_rising_loss_needs_a_rate_that_explains_it():
     assert risk([], Facts(rise=9.0)) < 0.5
 
 
+def test_a_high_start_that_comes_down_at_once_is_no_failure():
+    assert risk([found("F106")], Facts(rise=1.0)) > 0.5 > risk([found("F106")], Facts(rise=0.2))
+    assert risk([found("F106"), found("F101")], Facts(rise=0.2)) > 0.5
+
+
 def test_post_norm_is_cold_only_under_an_adaptive_optimizer_beyond_its_limit():
     deep = Portrait(layers=(LAYER,), nodes=9, normalised=8, post_normalised=8)
     hot = {"portrait": deep, "lr": 2.0, "lr_limit": 1.0, "lr_peak": 2.0}

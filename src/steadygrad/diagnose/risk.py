@@ -53,6 +53,7 @@ RISE_UNKNOWN = 2.0  # where the curvature is not known
 OUT = 0.2  # share of the targets that the output cannot reach
 HEAVY = 0.97  # momentum; science.md section 2
 FURTHER = 0.25  # share of every sign but the strongest
+FALLS, FALLING = 0.5, 1.0
 TINY = 1e-7  # update over weight
 
 
@@ -84,6 +85,8 @@ def signs(findings: Iterable[Finding], facts: Facts) -> dict[str, float]:
     out |= {f"late {f.code}": LATE.get(f.code, 0.0) for f in found if f.step > FIRST and f.code not in out}
     if any(f.code == "M109" and f.evidence.get("out_of_range", 0.0) > OUT for f in found):
         out["M109"] = RISE_WEIGHT
+    if "F106" in out and facts.rise < FALLS:
+        out["F106"] = FALLING  # a loss that begins too high and comes down at once
     if cold_post_norm(facts):
         out["post norm"] = RISE_WEIGHT
     if facts.update_ratio < TINY:
