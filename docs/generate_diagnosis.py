@@ -88,13 +88,13 @@ def alarms_table(found: dict[str, Any]) -> str:
     rows = []
     for name, label in PEERS.items():
         lead = leads[name]
-        median = lead["quartiles"][1] if lead["quartiles"] else None
+        median = lead["lead_quartiles"][1] if lead["lead_quartiles"] else None
         rows.append(
             [
                 label,
                 share(healthy[name]["runs_with_alarm"]),
                 f"{healthy[name]['per_1000_steps']:.2f}",
-                share(lead["before"]),
+                share(lead["caught_by_onset_plus_1"]),
                 "-" if median is None else f"{median:.0f}",
             ]
         )
@@ -102,7 +102,7 @@ def alarms_table(found: dict[str, Any]) -> str:
         "",
         "healthy runs with an alarm",
         "alarms per 1,000 steps",
-        "slow failures seen before",
+        "slow failures caught by a step after the onset",
         "median lead, steps",
     ]
     return table(head, rows)
@@ -111,9 +111,9 @@ def alarms_table(found: dict[str, Any]) -> str:
 def cost(found: dict[str, Any]) -> str:
     small, large = found["cost"], found["cost_25m"]
     return (
-        f"{small['steps_median']:.0f} plain steps for the median family of the zoo, whose steps take milliseconds, and "
-        f"{small['steps_max']:.0f} for the costliest; {large['steps']:.0f} steps for a Transformer of "
-        f"{large['parameters'] / 1e6:.0f}M parameters on {large['threads']} threads."
+        f"{small['seconds_median']:.1f} s for the median family of the zoo and {small['seconds_max']:.1f} s for the "
+        f"costliest, whose steps take milliseconds; {large['forecast_seconds']:.0f} s, or {large['steps']:.0f} steps, "
+        f"for a Transformer of {large['parameters'] / 1e6:.0f}M parameters on {large['threads']} threads."
     )
 
 
