@@ -71,6 +71,7 @@ class Alive:
         return True
 
 
+@pytest.mark.slow
 def test_the_twin_is_the_script_and_the_cause_is_confirmed(tmp_path):
     cwd, temporary, out = tmp_path / "work", tmp_path / "tmp", tmp_path / "out.json"
     cwd.mkdir(), temporary.mkdir()
