@@ -77,6 +77,7 @@ def cwd(tmp_path):
     return folder
 
 
+@pytest.mark.slow  # with loader workers it has hung on a loaded machine: not understood yet
 def test_a_steady_script_is_stopped_and_leaves_nothing(cwd, temporary, tmp_path):
     (cwd / "train.py").write_text(TRAINS)
     out = tmp_path / "out.json"
