@@ -67,7 +67,7 @@ KEYS = {"schema", "will_fail", "confidence", "causes", "layers", "steps_seen"}
 
 @pytest.fixture
 def temporary():
-    """A short path: a loader's worker binds a socket below it, whose path may have 107 characters, or hangs for ever."""
+    """A short path: a loader's worker binds a socket below it, and hangs if its path has over 107 characters."""
     with tempfile.TemporaryDirectory(prefix="sg-") as folder:
         yield Path(folder)
 

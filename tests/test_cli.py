@@ -23,15 +23,25 @@ def test_help_and_version_load_neither_torch_nor_numpy(here):
         "import sys; from steadygrad.cli import main; status = main(sys.argv[1:]);"
         "print(status, sorted({'torch', 'numpy'} & set(sys.modules)))"
     )
-    for words in ([], ["--help"], ["run", "--help"], ["--version"], ["report", "--help"], ["demo", "--help"]):
+    for words in (
+        [],
+        ["--help"],
+        ["run", "--help"],
+        ["--version"],
+        ["report", "--help"],
+        ["demo", "--help"],
+        ["repair", "--help"],
+    ):
         out = call([*PYTHON, "-c", code, *words], here)
         assert out.stdout.splitlines()[-1] == "0 []", out.stderr
 
 
 def test_help_names_no_command_that_does_not_exist(here):
     text = call([*STEADYGRAD, "--help"], here).stdout
-    assert [w for w in ("run", "check", "diagnose", "explain", "report", "demo") if w not in text] == []
-    assert [w for w in ("repair", "dashboard", "study") if w in text] == []
+    assert [
+        w for w in ("run", "check", "diagnose", "repair", "explain", "report", "demo") if w not in text
+    ] == []
+    assert [w for w in ("dashboard", "study") if w in text] == []
 
 
 def test_nothing_typed_shows_the_help(here):

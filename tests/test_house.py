@@ -39,6 +39,7 @@ FLOORS = {
     "demo": 7,
     "running": 7,
     "checking": 7,
+    "mending": 7,
     "cli": 8,
 }
 

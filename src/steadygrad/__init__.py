@@ -15,6 +15,7 @@ _PUBLIC = {
     "forecast": "steadygrad.forecasting",
     "Forecast": "steadygrad.forecasting",
     "locate": "steadygrad.locating",
+    "repair_training": "steadygrad.integrations.mend_here",
     "FirstNonFinite": "steadygrad.records",
     "GuardStop": "steadygrad.guard.policy",
     "Run": "steadygrad.trace.reader",

@@ -7,6 +7,7 @@ so that a watched script's exceptions meet nobody on their way.
 from __future__ import annotations
 
 import functools
+import math
 import os
 import shutil
 import sys
@@ -23,7 +24,9 @@ from steadygrad import __version__, config
 from steadygrad.checking import run_check, run_diagnose, run_rerun
 from steadygrad.integrations.launcher import check_command
 from steadygrad.integrations.options import Options
+from steadygrad.integrations.prescribed import read_prescription
 from steadygrad.integrations.script import BadTarget, Target
+from steadygrad.mending import Wish, run_repair
 from steadygrad.report import machine
 from steadygrad.report.terminal import shown_path
 from steadygrad.report.text import clean
@@ -48,6 +51,20 @@ class Guard(str, Enum):
     off = "off"
     warn = "warn"
     on = "on"
+
+
+class Engine(str, Enum):
+    """The values of ``--engine``."""
+
+    local = "local"
+    ray = "ray"
+
+
+class LiveRepair(str, Enum):
+    """The values of ``--repair``."""
+
+    off = "off"
+    live = "live"
 
 
 class BadInput(Exception):
@@ -131,6 +148,20 @@ def run(
             help="From this step on look at every operation, until the one that makes the first NaN is found. Slow.",
         ),
     ] = None,
+    prescription: Annotated[
+        str | None,
+        typer.Option(
+            "--with",
+            metavar="FILE",
+            help="Put this prescription in force, as `steadygrad repair` writes it. The script stays as it is.",
+        ),
+    ] = None,
+    repair: Annotated[
+        LiveRepair,
+        typer.Option(
+            help="live: after a rollback try remedies on the next steps, and keep the one that helps."
+        ),
+    ] = LiveRepair.off,
 ) -> Job:
     """Run a training script as it is: watched, guarded, recorded.
 
@@ -147,7 +178,11 @@ def run(
             settings[key] = config.check(key, value, f"option --{key}")
     quiet = settings.pop("quiet", False)
     options = Options(**settings)
-    options = replace(options, runs=os.path.abspath(options.runs), locate=locate)
+    options = replace(options, runs=os.path.abspath(options.runs), locate=locate, repair=repair.value)
+    if options.repair != "off" and options.guard != "on":
+        raise BadInput(
+            f"--repair {options.repair} needs the guard: it begins where the guard has rolled back"
+        )
     if os.path.exists(options.runs) and not os.path.isdir(options.runs):
         raise BadInput(f"the runs folder {options.runs} is a file")
     target = target_of(words)
@@ -155,7 +190,10 @@ def run(
         target.check()
     else:
         check_command(words)
-    return functools.partial(run_watched, words, target, options, quiet=quiet, json=_json_path(json))
+    json = _json_path(json)
+    if prescription is not None:
+        options = replace(options, prescription=read_prescription(prescription))
+    return functools.partial(run_watched, words, target, options, quiet=quiet, json=json)
 
 
 def target_of(words: Sequence[str]) -> Target | None:
@@ -264,6 +302,84 @@ def diagnose(
         raise BadInput("diagnose takes one RUN; to run a script again: steadygrad diagnose --rerun SCRIPT")
     root = config.load(Path.cwd(), os.environ).get("runs", "runs")
     return functools.partial(run_diagnose, resolve_run(root, words[0]), _json_path(json))
+
+
+@app.command(cls=_RunCommand, context_settings={"allow_interspersed_args": False})
+def repair(
+    words: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="SCRIPT",
+            help="A script, -m MODULE, or a command that starts Python. What follows belongs to it.",
+            show_default=False,
+        ),
+    ],
+    json: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Write what was found as JSON; - for standard output.")
+    ] = None,
+    jobs: Annotated[int, typer.Option(metavar="N", min=1, help="Runs at once.")] = 2,
+    seeds: Annotated[
+        int,
+        typer.Option(
+            metavar="N", min=1, help="Seeds on which the cure is proven, the script's own among them."
+        ),
+    ] = 2,
+    max_runs: Annotated[
+        float, typer.Option(metavar="N", min=1, help="What the search may cost, in whole runs of the script.")
+    ] = 30.0,
+    max_seconds: Annotated[
+        float | None, typer.Option(metavar="SECONDS", min=1, help="The same in time (default: no limit).")
+    ] = None,
+    timeout: Annotated[
+        float | None, typer.Option(metavar="SECONDS", min=1, help="End a run that takes longer.")
+    ] = None,
+    full: Annotated[
+        bool | None,
+        typer.Option(
+            "--full/--no-full",
+            help="Judge by runs to the script's end, or only well past the failure (default: to the end if that takes "
+            "less than two minutes).",
+            show_default=False,
+        ),
+    ] = None,
+    engine: Annotated[
+        Engine, typer.Option(help="Where the runs are made: on this machine, or on a Ray cluster.")
+    ] = Engine.local,
+    resume_from: Annotated[
+        str | None,
+        typer.Option("--from", metavar="RUN", help="Begin each run from the last good snapshot of this run."),
+    ] = None,
+) -> Job:
+    """Find out how a failing training trains: the cure, proven beside the untouched script, and the patch for it.
+
+    steadygrad repair train.py --epochs 3
+
+    The script's own files are not touched: what the runs write is thrown away.
+    """
+    settings = config.load(Path.cwd(), os.environ)
+    runs = os.path.abspath(settings.get("runs", "runs"))
+    if os.path.exists(runs) and not os.path.isdir(runs):
+        raise BadInput(f"the runs folder {runs} is a file")
+    target = target_of(words)
+    if target is not None:
+        target.check()
+    else:
+        check_command(words)
+    wish = Wish(
+        words,
+        target,
+        _json_path(json),
+        runs,
+        jobs=jobs,
+        seeds=seeds,
+        max_runs=max_runs,
+        max_seconds=math.inf if max_seconds is None else max_seconds,
+        timeout=timeout,
+        full=full,
+        engine=engine.value,
+        resume_from=str(resolve_run(runs, resume_from)) if resume_from is not None else None,
+    )
+    return functools.partial(run_repair, wish)
 
 
 @app.command()

@@ -210,6 +210,11 @@ class Action:
     optimizer: int = 0
     details: Mapping[str, float] = field(default_factory=dict)  # e.g. {"to_step": 30, "max_norm": 1.1}
 
+    @property
+    def prescribed(self) -> bool:
+        """Whether it was in force from the first step: it answers no incident."""
+        return self.action == "remedy" and not self.code
+
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 

@@ -7,7 +7,7 @@ from torch import nn
 import steadygrad as sg
 from steadygrad.guard.guard import Guard
 from steadygrad.guard.policy import Policy
-from steadygrad.integrations.session import Session
+from steadygrad.integrations.run_record import RunRecord
 from steadygrad.probe.probe import Probe
 from steadygrad.rules.engine import RuleSet
 from steadygrad.trace.writer import TraceWriter
@@ -27,9 +27,9 @@ OURS = [
     (TraceWriter, "row"),
     (TraceWriter, "scalars"),
     (TraceWriter, "declare"),
-    (Session, "_begin"),
-    (Session, "_record"),
-    (Session, "_count"),
+    (RunRecord, "begin"),
+    (RunRecord, "write"),
+    (RunRecord, "count"),
 ]
 
 

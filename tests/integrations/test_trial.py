@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from steadygrad.integrations.forward_change import Scaler
-from steadygrad.integrations.investigation import TrialReport
+from steadygrad.diagnose.trial import TrialReport
 from steadygrad.integrations.trial import Trial
+from steadygrad.repair.effects.inputs import Scaler
 from steadygrad.trace.jsontext import dumps
 
 
@@ -191,12 +191,14 @@ def test_the_script_evaluates_in_the_mode_that_it_chose():
     model = nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.5)).eval()
     trial = Trial({"train_mode": 1.0}, failed=_raise)
     trial.install()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     x = torch.ones(64, 4)
     assert (model(x) == 0).any(), "a pass with gradients drops units"
     assert not model.training and not model[1].training
     with torch.no_grad():
         assert not (model(x) == 0).any()
     trial.close()
+    del optimizer
 
 
 def test_only_what_comes_from_outside_is_standardised():

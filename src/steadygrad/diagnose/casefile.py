@@ -12,7 +12,7 @@ from typing import Any
 from steadygrad.diagnose.course import Course
 from steadygrad.diagnose.facts import Facts, facts_at
 from steadygrad.diagnose.verdict import Verdict, judge
-from steadygrad.records import NAN, Finding, FirstNonFinite, Portrait, StepStats
+from steadygrad.records import NAN, Finding, FirstNonFinite, LossTerm, Portrait, StepStats
 from steadygrad.rules.history import History, step_loss
 from steadygrad.rules.rule import sampled
 
@@ -84,6 +84,16 @@ class CaseFile:
         kept.append(portrait)
         if len(kept) > KEPT:  # the first and the newest stay, every other one between them goes
             self._portraits[optimizer] = kept[:1] + kept[2:-1:2] + kept[-1:]
+
+    def late_terms(self) -> tuple[LossTerm, ...]:
+        """The parts of the loss with the medians of their values over the last third of the portraits."""
+        portraits = [p for p in self._portraits.get(self._main or 0, []) if p.terms]
+        late = portraits[-max(1, len(portraits) // 3) :]
+        late = [p for p in late if len(p.terms) == len(late[-1].terms)]
+        return tuple(
+            replace(term, value=median(p.terms[i].value for p in late))
+            for i, term in enumerate(late[-1].terms if late else ())
+        )
 
     def verdict(self) -> Verdict:
         """How the run went so far, by the optimizer that stepped first."""

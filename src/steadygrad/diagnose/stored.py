@@ -96,7 +96,7 @@ def facts_to_json(facts: Facts) -> dict[str, Any]:
 
 def facts_of_json(data: Any) -> Facts:
     """The inverse of :func:`facts_to_json`. What cannot be read is left unknown, never guessed."""
-    facts = _build(Facts, data)
+    facts = of_json(Facts, data)
     return facts if isinstance(facts, Facts) else Facts()
 
 
@@ -105,18 +105,18 @@ def _hints(kind: type) -> dict[str, Any]:
     return typing.get_type_hints(kind)
 
 
-def _build(kind: Any, value: Any) -> Any:
+def of_json(kind: Any, value: Any) -> Any:
     """A value of this type from JSON; None where it does not fit."""
     origin, args = typing.get_origin(kind), typing.get_args(kind)
     if origin in (Union, types.UnionType):
         inner = [a for a in args if a is not type(None)]
-        return None if value is None else _build(inner[0], value)
+        return None if value is None else of_json(inner[0], value)
     if origin is tuple:
         items = value if isinstance(value, (list, tuple)) else ()
         each = args[0] if len(args) == 2 and args[1] is Ellipsis else None
         if each is None:
-            return tuple(map(_build, args, items)) if len(items) == len(args) else None
-        return tuple(v for v in (_build(each, item) for item in items) if v is not None)
+            return tuple(map(of_json, args, items)) if len(items) == len(args) else None
+        return tuple(v for v in (of_json(each, item) for item in items) if v is not None)
     if origin is Literal:
         return value if value in args else None
     if origin is not None and isinstance(origin, type) and issubclass(origin, Mapping):
@@ -135,7 +135,7 @@ def _record(kind: Any, value: Any) -> Any:
         return None
     hints = _hints(kind)
     known = {
-        f.name: _build(hints[f.name], value[f.name]) for f in dataclasses.fields(kind) if f.name in value
+        f.name: of_json(hints[f.name], value[f.name]) for f in dataclasses.fields(kind) if f.name in value
     }
     missing = [
         f.name

@@ -129,6 +129,22 @@ class Guard:
             self._keep(findings)
         return []
 
+    def step_of_trial(self, optimizer: Optimizer, stats: StepStats) -> None:
+        """A step of somebody's trial, who judges it himself: only cleaned up behind."""
+        if stats.applied:
+            self._steps[stats.optimizer] = self._steps.get(stats.optimizer, 0) + 1
+            self.buffers.keep()
+        else:
+            self.buffers.restore()
+            _zero_gradients_(optimizer)
+        self.tick += 1
+
+    def moved(self, tick: int) -> None:
+        """Somebody has put the run into the state that it had at this tick."""
+        self.tick = tick
+        self.buffers.keep()
+        self.schedules.forget()
+
     def _keep(self, findings: Sequence[Finding]) -> None:
         self.buffers.keep()
         if any(f.severity != "info" for f in findings):

@@ -12,7 +12,6 @@ from typing import Any
 from steadygrad.integrations.check import check_this_process
 from steadygrad.integrations.importhook import when_torch_is_imported
 from steadygrad.integrations.options import Observer, Options
-from steadygrad.integrations.rerun_child import seed_before_the_script, try_this_process
 from steadygrad.integrations.script import Watch
 
 
@@ -31,12 +30,15 @@ def watch_this_process(
         if "check" in settings:
             check_this_process(**settings["check"])
             return
-        if "rerun" in settings:
-            try_this_process(**settings["rerun"])
+        if arm is not None:
+            arm.train()
             return
         try:
             run_dir = Path(settings["run_dir"])
-            options = Options(runs=str(run_dir.parent), guard=settings["guard"], locate=settings["locate"])
+            options = Options(
+                runs=str(run_dir.parent),
+                **{key: settings[key] for key in ("guard", "locate", "repair", "prescription")},
+            )
             script = sys.argv[0] if sys.argv and sys.argv[0].endswith(".py") else "python"
             # Registered at the first step, when the trace is open: what is registered last runs first.
             observer = make_observer(lambda: _close_at_exit(watch))
@@ -46,8 +48,12 @@ def watch_this_process(
                 f"steadygrad does not watch this process ({type(error).__name__}: {error})", file=sys.stderr
             )
 
-    if "rerun" in settings:
-        seed_before_the_script()
+    arm = None
+    if "arm" in settings:
+        from steadygrad.integrations.arm_child import ArmProcess  # no other process needs it
+
+        arm = ArmProcess(**settings["arm"])
+        arm.begin()
     when_torch_is_imported(begin)
 
 

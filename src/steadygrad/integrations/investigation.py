@@ -2,60 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
-from steadygrad.diagnose.causes import diagnose, failed
-from steadygrad.diagnose.facts import Facts
-from steadygrad.diagnose.interventions import Arm, Intervention, Outcome, choose, confirm, recovered
-from steadygrad.diagnose.stored import facts_of_json, facts_to_json
-from steadygrad.records import Cause, Finding
-from steadygrad.trace.jsontext import number
+from steadygrad.diagnose.causes import diagnose
+from steadygrad.diagnose.interventions import Arm, Intervention, choose, confirm, recovered
+from steadygrad.diagnose.trial import TrialReport
+from steadygrad.records import Cause
 
-KEPT = 1024  # losses in a report
 TRAINED = "the rerun trained: what went wrong is not reproducible"
-
-
-@dataclass(frozen=True)
-class TrialReport:
-    """What a trial came to."""
-
-    facts: Facts
-    findings: tuple[Finding, ...]
-    losses: tuple[float, ...]  # of the optimizer that stepped first, thinned evenly to at most 1024
-    steps: int
-    skipped: int  # by the plan
-
-    @property
-    def outcome(self) -> Outcome:
-        assert self.facts.verdict is not None
-        share = self.skipped / self.steps if self.steps else 0.0
-        return Outcome(self.facts.verdict, failed(self.findings, self.facts), share)
-
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "verdict": asdict(self.facts.verdict) if self.facts.verdict is not None else None,
-            "course": list(self.losses),
-            "findings": [f.to_json() for f in self.findings],
-            "facts": facts_to_json(self.facts),
-            "steps": self.steps,
-            "skipped": self.skipped,
-        }
-
-    @classmethod
-    def of_json(cls, data: Mapping[str, Any]) -> TrialReport:
-        """The inverse of :meth:`to_json`."""
-        evidence = [{k: number(v) for k, v in f["evidence"].items()} for f in data["findings"]]
-        return cls(
-            facts=facts_of_json(data["facts"]),
-            findings=tuple(
-                Finding(**{**f, "evidence": e}) for f, e in zip(data["findings"], evidence, strict=True)
-            ),
-            losses=tuple(map(number, data["course"])),
-            steps=int(data["steps"]),
-            skipped=int(data["skipped"]),
-        )
 
 
 RunArms = Callable[[Sequence[Intervention]], "list[tuple[TrialReport | None, str]]"]

@@ -52,8 +52,11 @@ def child_environment(
     environ: Mapping[str, str], run_dir: Path, options: Options, *, quiet: bool, cwd: str
 ) -> dict[str, str]:
     """The environment that carries us into every Python process under the command."""
-    settings = {"run_dir": str(run_dir), "guard": options.guard, "locate": options.locate}
+    settings: dict[str, Any] = {"run_dir": str(run_dir), "guard": options.guard, "locate": options.locate}
+    settings |= {"repair": options.repair, "prescription": options.prescription}
     settings |= {"quiet": quiet, "cwd": cwd}
+    if options.prescription is not None and options.prescription["eager"]:
+        environ = {**environ, "TORCH_COMPILE_DISABLE": "1"}  # its effects do not reach into compiled code
     return with_site_hook(environ, settings)
 
 

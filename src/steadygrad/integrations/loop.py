@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import TracebackType
-from typing import Literal
+from typing import Any, Literal, TypeVar
 
 from torch import nn
 from torch.optim import Optimizer
 
+from steadygrad.integrations.in_step import InStep
 from steadygrad.integrations.options import Observer, Options
 from steadygrad.integrations.session import Session
 from steadygrad.records import Action, Finding, RunSummary
+
+T = TypeVar("T")
 
 
 class Watcher:
@@ -25,6 +28,7 @@ class Watcher:
 
     def __init__(self, session: Session) -> None:
         self._session = session
+        self._in_step: InStep | None = None
         self.run_dir: Path = session.run_dir
 
     @property
@@ -35,7 +39,44 @@ class Watcher:
     @property
     def actions(self) -> list[Action]:
         """What the guard has done so far."""
-        return list(self._session._actions)
+        return list(self._session.record.actions)
+
+    def step(self, fn: Callable[..., T], *batch: Any, **more: Any) -> T:
+        """Take one training step as ``fn(*batch, **more)``, and repair the run where that step blows it up.
+
+        The last 64 batches are held. When the guard goes back to a good state, they are replayed from there: once
+        with what the guard would do alone (the twin), and once with each remedy that acts at the step and can be
+        undone. The remedy that is clearly better than the twin stays in force, with the state that its replay has
+        trained; without one the guard acts as it does alone. Every replay goes past the step that failed.
+
+        Args:
+            fn: takes one step with a batch, from ``zero_grad`` to ``optimizer.step()``. It is called again for batches
+                that it has had, so it must not draw batches, count or log by itself.
+            batch: what it is given. Held, not copied: give it new tensors each time.
+
+        Returns:
+            What ``fn`` returns; after a repair, what it returned for this batch in the replay that was kept.
+
+        Example:
+            >>> import torch, tempfile, steadygrad as sg
+            >>> model = torch.nn.Linear(4, 1)
+            >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+            >>> def train(x, y):
+            ...     optimizer.zero_grad()
+            ...     loss = torch.nn.functional.mse_loss(model(x), y)
+            ...     loss.backward()
+            ...     optimizer.step()
+            ...     return loss.item()
+            >>> with sg.watch(model, optimizer, runs=tempfile.mkdtemp()) as run:
+            ...     for _ in range(20):
+            ...         x = torch.randn(8, 4)
+            ...         loss = run.step(train, x, x.sum(1, keepdim=True))
+            >>> run.actions
+            []
+        """
+        if self._in_step is None:
+            self._in_step = InStep(self._session)
+        return self._in_step(fn, batch, more)
 
     def close(self) -> RunSummary:
         """Stop watching: remove every hook, finish the record. Can be called again."""
@@ -57,6 +98,7 @@ def watch(
     runs: str | Path = "runs",
     name: str | None = None,
     observer: Observer | None = None,
+    repair: Literal["off", "live"] = "off",
 ) -> Watcher:
     """Watch, guard and record a training loop.
 
@@ -71,13 +113,15 @@ def watch(
         runs: folder that holds the run directories.
         name: name of the run; the script's name if None.
         observer: is told of every step, finding and action.
+        repair: ``live``: after a rollback the steps that follow are trials of remedies, and the one that helps stays in
+            force. In a loop that steps by :meth:`Watcher.step` remedies are tried without it, on batches it has had.
 
     Returns:
         A :class:`Watcher`. Use it as a context manager, or call ``close()`` at the end.
 
     Raises:
         TypeError: ``model`` or an optimizer is not one.
-        ValueError: no optimizer, an unknown ``guard``, a name that is no plain name, an optimizer that is
+        ValueError: no optimizer, an unknown ``guard`` or ``repair``, a name that is no plain name, an optimizer that is
             already watched.
 
     Example:
@@ -103,8 +147,16 @@ def watch(
             raise TypeError(f"each optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}")
     if guard not in ("off", "warn", "on"):
         raise ValueError(f"guard must be 'off', 'warn' or 'on', got {guard!r}")
+    if repair not in ("off", "live"):
+        raise ValueError(f"repair must be 'off' or 'live', got {repair!r}")
+    if repair == "live" and guard != "on":
+        raise ValueError(
+            f"repair='live' begins where the guard has rolled back: it needs guard='on', got {guard!r}"
+        )
     script = sys.argv[0] if sys.argv and sys.argv[0].endswith(".py") else "run"
-    session = Session(Options(runs=str(runs), name=name, guard=guard), script=script, observer=observer)
+    session = Session(
+        Options(runs=str(runs), name=name, guard=guard, repair=repair), script=script, observer=observer
+    )
     try:
         session.attach(models, optimizers)
     except ValueError:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 if TYPE_CHECKING:
     from steadygrad.records import Action, Finding, StepStats
 
 GuardMode = Literal["off", "warn", "on"]
 GUARD_MODES: tuple[GuardMode, ...] = ("off", "warn", "on")
+RepairMode = Literal["off", "live"]
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,8 @@ class Options:
     name: str | None = None  # name of the run directory; None: the script's name and a number
     guard: GuardMode = "on"  # off: record only; warn: findings, no action; on: acts
     locate: int | None = None  # look at every operation from this step on, until the first NaN is found; slow
+    repair: RepairMode = "off"  # live: after a rollback remedies are tried on the steps that follow
+    prescription: Mapping[str, Any] | None = None  # in force from the first step: plan, name, file, eager
 
 
 class Observer(Protocol):

@@ -5,10 +5,12 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 from steadygrad.diagnose.interventions import Intervention
+from steadygrad.diagnose.trial import TrialReport
 from steadygrad.guard.rng import rng_state, set_rng_state
-from steadygrad.integrations.investigation import Rerun, TrialReport, investigate
+from steadygrad.integrations.investigation import Rerun, investigate
 from steadygrad.integrations.trial import Trial
 
 
@@ -52,7 +54,7 @@ def replay(
     """
     start = rng_state()
     try:
-        twin, error = _run(make_training, {}, steps)
+        twin, error = train_once(make_training, {}, steps)
         if twin is None:
             raise error or ValueError(
                 "the training took no optimizer step: make_training() must return an iterator that trains"
@@ -62,7 +64,7 @@ def replay(
             out = []
             for change in chosen:
                 set_rng_state(start)
-                report, error = _run(make_training, change.plan, steps)
+                report, error = train_once(make_training, change.plan, steps)
                 out.append((report, "" if error is None else f"{type(error).__name__}: {error}"))
             return out
 
@@ -72,16 +74,18 @@ def replay(
         set_rng_state(start)
 
 
-def _run(
-    make_training: Callable[[], Iterator[float]], plan: Mapping[str, float], steps: int | None
+def train_once(
+    make_training: Callable[[], Iterator[float]],
+    plan: Mapping[str, Any],
+    steps: int | None,
+    *,
+    survey: bool = False,
 ) -> tuple[TrialReport | None, Exception | None]:
     """One run, to its end or to what it raises; an error of ours is raised."""
     ours: list[Exception] = []
-    trial = Trial(plan, failed=ours.append, steps=steps)
+    trial = Trial(plan, survey=survey, failed=ours.append, steps=steps)
     raised: Exception | None = None
-    trial.install()
-    for optimizer in trial.joinpoints.optimizers():
-        trial.joinpoints.detach(optimizer)  # of other trainings in this process
+    trial.install(existing=False)
     try:
         for _ in make_training():
             if trial.ended or ours:

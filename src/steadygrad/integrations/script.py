@@ -29,6 +29,9 @@ if TYPE_CHECKING:
     from steadygrad.records import RunSummary
 
 
+BAD_INPUT = 2
+
+
 class BadTarget(ValueError):
     """What was to be run cannot be: no such file, a directory, no such module."""
 
@@ -110,10 +113,13 @@ class Watch:
             from steadygrad.integrations.session import Session  # imports torch: only now
 
             session = Session(self._options, exit_on_stop=True, **self._make)
-            session.install()
             self.session = session
+            session.install()
         except Exception as error:  # noqa: BLE001 - an error of ours never stops the script
+            self.session = None
             self._failed(error)
+            if self._options.prescription is not None:  # an unchanged run must not be taken for a changed one
+                raise SystemExit(BAD_INPUT) from None
 
     def _failed(
         self, error: Exception, what: str = "does not watch this run; the script goes on without it"
@@ -162,6 +168,8 @@ def run_script(
         SystemExit: with the script's exit code; 86 if the guard stopped it.
         KeyboardInterrupt: the script was interrupted; silent, for its traceback has been printed.
     """
+    if options.prescription is not None and options.prescription["eager"]:
+        os.environ["TORCH_COMPILE_DISABLE"] = "1"  # its effects do not reach into compiled code
     watch = Watch(options, script=f"{target.stem}.py", argv=target.args, observer=observer)
     if hasattr(os, "register_at_fork"):  # not on Windows
         os.register_at_fork(after_in_child=watch.forget)

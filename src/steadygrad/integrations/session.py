@@ -8,15 +8,12 @@ from __future__ import annotations
 
 import functools
 import gc
-import os
-import sys
-import time
 import traceback
 import weakref
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
-from statistics import median
 from typing import Any, TypeVar
 
 import torch
@@ -24,19 +21,20 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils._python_dispatch import _disable_current_modes
 
-from steadygrad import __version__
 from steadygrad.guard.durable import DurableWriter
 from steadygrad.guard.guard import Guard
 from steadygrad.guard.policy import GuardExit, GuardStop, Policy
 from steadygrad.guard.state import TrainingState, find_scalers, find_schedulers
+from steadygrad.integrations.in_force import InForce, Prescribed
+from steadygrad.integrations.live_repair import LiveRepair
 from steadygrad.integrations.options import Observer, Options
 from steadygrad.integrations.reasons import Reasons
+from steadygrad.integrations.run_record import RunRecord
 from steadygrad.probe.joinpoints import JoinPoints
 from steadygrad.probe.probe import Probe
 from steadygrad.records import Action, Finding, RunSummary, StepStats
+from steadygrad.repair.live import trial_length
 from steadygrad.rules.engine import RuleSet
-from steadygrad.trace.rundir import create_run_dir, trace_path
-from steadygrad.trace.writer import TraceWriter
 
 T = TypeVar("T")
 
@@ -86,41 +84,33 @@ class Session:
         run_dir: Path | None = None,
     ) -> None:
         self.options = options
-        self.observer = observer
         self.armed = True
+        self.record = RunRecord(options, script=script, argv=argv, observer=observer, run_dir=run_dir)
+        self.run_dir = self.record.run_dir
+        self.live: LiveRepair | None = None
         self._exit_on_stop = exit_on_stop
-        self._own_dir = run_dir is None
-        self.run_dir = run_dir or create_run_dir(
-            Path(options.runs), options.name, default=Path(script).stem or "run"
-        )
-        self._script, self._argv = script, list(argv)
-        self._started = time.time()
         self._joinpoints = JoinPoints(self)
         self._probe = Probe()
         self._rules = RuleSet()
+        self._reasons = Reasons(options.locate)
+        self._in_force = InForce()
+        self._skipped_by_guard: set[int] = set()  # optimizers, in the step that is under way
+        self._prescribed = Prescribed(options.prescription, self._in_force, self.record)
+        self._replay_length: Callable[[int], int] | None = None
         self._known: weakref.WeakSet[Optimizer] = weakref.WeakSet()
         self._guard: Guard | None = None
-        self._writer: TraceWriter | None = None
         self._open: dict[
             int, StepStats
         ] = {}  # optimizer index -> the step between before_step and after_step
-        self._declared = 0
         self._summary: RunSummary | None = None
-        self._losses: list[float] = []
-        self._loss_first: float | None = None
-        self._loss_best: float | None = None
-        self._disk_failed = False
-        self._reasons = Reasons(options.locate)
-        self._actions: list[Action] = []
-        self._notes: list[str] = []
-        self._steps = self._skipped = self._amp_skips = self._incidents = 0
 
     # ------------------------------------------------------------------ doors
     def install(self) -> None:
         """Watch every optimizer of this process, those that exist and those still to be built."""
+        self._prescribed.put()
         self._joinpoints.install(all_optimizers=True)
-        if self.observer is not None:
-            self.observer.started(str(self.run_dir))
+        if self.record.observer is not None:
+            self.record.observer.started(str(self.run_dir))
 
     def attach(self, models: Sequence[nn.Module], optimizers: Sequence[Optimizer]) -> None:
         """Watch just these."""
@@ -129,10 +119,25 @@ class Session:
         for optimizer in optimizers:
             self._joinpoints.attach(optimizer)
 
+    def replay(self, length: Callable[[int], int]) -> None:
+        """Somebody will drive the trials of repairs with batches that he has kept. To be said before the first step.
+
+        Args:
+            length: steps of a trial, from the steps that the guard went back.
+        """
+        self._replay_length = length
+        self._prepare_repair()
+
+    @property
+    def tick(self) -> int:
+        """Steps of all optimizers so far, as the guard counts them; 0 without a guard."""
+        return self._guard.tick if self._guard is not None else 0
+
     # ------------------------------------------------------------------ what the join points tell
     @_ours(None)
     def optimizer_built(self, optimizer: Optimizer) -> None:
         """Nothing is known of it yet: its model may still change. It is looked at in its first step."""
+        self._in_force.optimizer_built(optimizer)
         self._reasons.optimizer_built()
 
     @_ours(None)
@@ -150,7 +155,8 @@ class Session:
     def graph(self, roots: Sequence[Tensor], values: Sequence[Tensor]) -> None:
         if any(o not in self._known for o in self._joinpoints.optimizers()):
             self._meet_optimizers()
-        self._reasons.before_backward(roots, values, self._steps, self._probe, self._rules)
+        self._reasons.before_backward(roots, values, self.record.steps, self._probe, self._rules)
+        self._in_force.backward(roots, values)
 
     @_ours(None)
     def backward(self, roots: Sequence[Tensor]) -> None:
@@ -162,29 +168,30 @@ class Session:
 
     @_ours(None)
     def amp_skipped(self, optimizer: Optimizer, scaler: Any) -> None:
-        self._amp_skips += 1
+        self.record.amp_skips += 1
         self._probe.saw_amp_skip(optimizer)
 
     @_ours(True)
     def before_step(self, optimizer: Optimizer) -> bool:
-        if self._writer is None:
-            self._begin()
+        self._prescribed.check()
+        if self.record.writer is None:
+            self.record.begin()
         if optimizer not in self._known:
             self._meet_optimizers()
         self._reasons.before_step()
         index = self._probe.optimizer_index(optimizer)
         stats = self._probe.before(optimizer)
         self._open[index] = stats
-        if self._guard is None:
-            return True
-        action = self._guard.before(optimizer, stats, self._rules.history(index))
-        if action is None:
-            return True
-        self._act(action)
-        return False
+        if self._guard is not None:
+            skip = self._guard.before(optimizer, stats, self._rules.history(index))
+            if skip is not None:
+                self._skip(skip)
+                return False
+        return self._in_force.before_step(optimizer)
 
     @_ours(None)
     def step_raised(self, optimizer: Optimizer) -> None:
+        self._in_force.undo_step()
         if self._guard is not None:
             self._guard.undo_overrides()
         self._probe.step_raised()
@@ -209,35 +216,54 @@ class Session:
     def _after_step(self, optimizer: Optimizer, applied: bool) -> None:
         index = self._probe.optimizer_index(optimizer)
         stats = self._open.pop(index)
-        history = self._rules.history(index)
+        self._prescribed.say()
+        applied = self._in_force.after_step(optimizer, applied)
         if self._guard is not None:
             self._guard.undo_overrides()
             taken_back = self._guard.take_back(optimizer, stats) if applied else None
             if taken_back is not None:
-                self._act(taken_back)
+                self._skip(taken_back)
                 applied = False
         stats = self._probe.after(optimizer, stats, applied)
         findings = self._rules.observe(stats)
-        for finding in findings:
-            self._find(finding)
-        self._reasons.step(optimizer, stats, findings, self._rules)
-        if self._guard is not None:
-            for action in self._guard.after(optimizer, stats, findings, history):
-                self._act(action)
-        self._count(stats)
-        self._record(stats)
-        if self.observer is not None:
-            self.observer.step(stats, self._skipped, self._incidents)
+        if self._trying and self.live is not None:
+            self.live.step(optimizer, stats)
+        else:
+            self._judge(optimizer, stats, findings)
+        self._skipped_by_guard.discard(index)
+        clip = self._guard.policy.clip if self._guard is not None else None
+        self.record.step(stats, self._probe.params, {} if clip is None else {"guard_clip": clip})
         if self._guard is not None and self._guard.stop is not None:
             self._raise_stop(self._guard.stop.reason)
 
     # ------------------------------------------------------------------ parts of a step
-    def _begin(self) -> None:
-        """The first step: the trace file. Processes of a launcher that have no rank are told apart by their id."""
-        rank = os.environ.get("RANK", "")
-        alone = self._own_dir or rank.isdigit()
-        path = trace_path(self.run_dir, int(rank) if rank.isdigit() else 0, None if alone else os.getpid())
-        self._writer = TraceWriter(path, self._meta(), on_failure=self._trace_failed)
+    @property
+    def _trying(self) -> bool:
+        """Whether the step is one of a trial, which says nothing of the run."""
+        return self.live is not None and self.live.running
+
+    def _skip(self, action: Action) -> None:
+        self._skipped_by_guard.add(action.optimizer)
+        if not self._trying:
+            self.record.action(action)
+
+    def _judge(self, optimizer: Optimizer, stats: StepStats, findings: Sequence[Finding]) -> None:
+        """Ask for reasons, and have the guard act."""
+        for finding in findings:
+            self.record.finding(finding)
+        self._reasons.step(optimizer, stats, findings, self._rules)
+        if self._guard is None:
+            return
+        if self.live is not None:
+            self.live.before_the_guard()
+        if not stats.applied and stats.optimizer not in self._skipped_by_guard:
+            # Left out by a remedy, as the plan wants it: no reason for the guard to act.
+            stats = replace(stats, applied=True)
+        history = self._rules.history(stats.optimizer)
+        for action in self._guard.after(optimizer, stats, findings, history):
+            self.record.action(action)
+            if action.action == "rollback" and self.live is not None:
+                self.live.begin(action, optimizer)
 
     def _meet_optimizers(self) -> None:
         """A new optimizer takes its first step: a run begins, or (k-fold, a second phase) begins anew.
@@ -247,6 +273,8 @@ class Session:
         again = self._guard is not None or bool(self._known)
         if again:
             self._probe.forget_models()
+            if self.live is not None:
+                self.live.abandon()
             if self._guard is not None:
                 self._guard.guard_state(TrainingState())
             gc.collect()
@@ -273,77 +301,36 @@ class Session:
             recall=self._rules.load_state_dict,
             durable=None
             if policy.distributed
-            else DurableWriter(self.run_dir / "snapshots", on_failure=self._cannot_write, max_share=0.01),
+            else DurableWriter(
+                self.run_dir / "snapshots", on_failure=self.record.cannot_write, max_share=0.01
+            ),
         )
 
-    def _meta(self) -> dict[str, Any]:
-        return {
-            "script": Path(self._script).name,
-            "argv": self._argv,
-            "started": self._started,
-            "guard": self.options.guard,
-            "steadygrad": __version__,
-            "python": sys.version.split()[0],
-            "torch": torch.__version__,
-            "cuda": torch.version.cuda,
-            "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
-            "threads": torch.get_num_threads(),
-            "rank": int(os.environ.get("RANK", 0)),
-            "world_size": int(os.environ.get("WORLD_SIZE", 1)),
-        }
+        self._prepare_repair()
 
-    def _count(self, stats: StepStats) -> None:
-        self._steps = max(self._steps, stats.step + 1)
-        self._skipped += not stats.applied
-        if stats.loss is not None and stats.optimizer == 0:
-            self._losses = [*self._losses[-19:], stats.loss]
-            if self._loss_first is None:
-                self._loss_first = stats.loss
-            if stats.loss == stats.loss and (self._loss_best is None or stats.loss < self._loss_best):
-                self._loss_best = stats.loss
-
-    def _record(self, stats: StepStats) -> None:
-        """Append one step to the trace."""
-        writer = self._writer
-        assert writer is not None
-        params = self._probe.params
-        if len(params) != self._declared:
-            writer.declare(params[self._declared :])
-            self._declared = len(params)
-        writer.step(stats)
-        if self._guard is not None and self._guard.policy.clip is not None:
-            writer.scalars(stats.optimizer, stats.step, {"guard_clip": self._guard.policy.clip})
-
-    def _find(self, finding: Finding) -> None:
-        self._incidents += finding.severity == "alarm"
-        if self._writer is not None:
-            self._writer.finding(finding)
-        if self.observer is not None:
-            self.observer.finding(finding)
-
-    def _act(self, action: Action) -> None:
-        self._actions.append(action)
-        if self._writer is not None:
-            self._writer.action(action)
-        if self.observer is not None:
-            self.observer.action(action)
-
-    def note(self, text: str) -> None:
-        """Something that the user should know about the watching itself."""
-        if text in self._notes:
+    def _prepare_repair(self) -> None:
+        """Remedies are tried where it was asked for, and where the guard acts."""
+        if self._guard is None or self.live is not None:
             return
-        self._notes.append(text)
-        if self.observer is not None:
-            self.observer.note(text)
-
-    def _trace_failed(self, error: BaseException) -> None:
-        self._cannot_write(f"the trace can no longer be written ({error}): the run goes on without it")
-
-    def _cannot_write(self, text: str) -> None:
-        """One warning, whatever else the same full disk spoils."""
-        if not self._disk_failed:
-            self._disk_failed = True
-            self.note(text)
+        if self._replay_length is not None:
+            length, paired = self._replay_length, True
+        elif self.options.repair == "live":
+            length, paired = trial_length, False
+        else:
+            return
+        if self._guard.policy.distributed:
+            self.record.note(
+                "no remedies are tried on this run: its ranks would have to agree on each of them"
+            )
+        self.live = LiveRepair(
+            self._guard,
+            self._in_force,
+            self._rules,
+            note=self.record.note,
+            act=self.record.action,
+            length=length,
+            paired=paired,
+        )
 
     def _raise_stop(self, reason: str) -> None:
         """Raised at this step and, if the script swallows it, at every step after."""
@@ -356,16 +343,24 @@ class Session:
         self.armed = False
         last = traceback.extract_tb(error.__traceback__)[-1:]
         where = f"{Path(last[0].filename).name}:{last[0].lineno}" if last else "unknown"
+        lost = " and without its prescription" if self._prescribed.active else ""
         try:
+            self._in_force.undo_step()
             if self._guard is not None:
                 self._guard.undo_overrides()
+            if self.live is not None:
+                self.live.abandon()
+            self._in_force.clear()
+        except Exception:  # noqa: BLE001 - already on the way out
+            pass
+        try:
             self._joinpoints.remove()
             self._reasons.stop_watching()
         except Exception:  # noqa: BLE001 - already on the way out
             pass
-        self.note(
-            f"steadygrad had an error of its own and has switched itself off; the run goes on without it "
-            f"({type(error).__name__}: {error}, {where})"
+        self.record.note(
+            f"steadygrad had an error of its own and has switched itself off; the run goes on without it"
+            f"{lost} ({type(error).__name__}: {error}, {where})"
         )
 
     def close(self, error: BaseException | None = None) -> RunSummary:
@@ -374,55 +369,30 @@ class Session:
             return self._summary
         self._joinpoints.remove()
         self._probe.close()
+        if self.live is not None and self.live.running:
+            self.record.note("the run ended in the middle of a trial of remedies")
+            self.live.settle()
+        if not self._exit_on_stop:  # a script's last words, and what it does at exit, still meet the plan
+            self._in_force.clear()
         stopped = self._guard is not None and self._guard.stop is not None
         self._reasons.stop_watching()
         for text in (*self._reasons.notes, *self._probe.notes):
-            self.note(text)
+            self.record.note(text)
         verdict, causes = self._reasons.conclude(
-            self._writer, self._steps, acted=bool(self._actions), stopped=stopped
+            self.record.writer,
+            self.record.steps,
+            acted=any(not a.prescribed for a in self.record.actions),
+            stopped=stopped,
         )
-        self._summary = RunSummary(
-            run_dir=str(self.run_dir) if self._steps else None,
-            steps=self._steps,
-            seconds=time.time() - self._started,
-            loss_first=self._loss_first,
-            loss_last=median(self._losses) if self._losses else None,
-            loss_best=self._loss_best,
-            skipped=self._skipped,
-            amp_skips=self._amp_skips,
+        self._summary = self.record.summary(
             stopped_by_guard=stopped,
             findings=tuple(self._reasons.findings),
-            actions=tuple(self._actions),
             causes=tuple(causes),
-            notes=tuple(self._notes),
             verdict=verdict,
             first_nonfinite=self._reasons.located,
             forecast=self._reasons.forecast,
         )
-        self._finish(self._summary, error)
-        return self._summary
-
-    def _finish(self, summary: RunSummary, error: BaseException | None) -> None:
-        """Write the end of the trace; a run without a step leaves nothing behind."""
         if self._guard is not None:
             self._guard.close()
-        if self._writer is None:
-            if self._own_dir and self.run_dir.is_dir() and not any(self.run_dir.iterdir()):
-                self.run_dir.rmdir()
-            return
-        self._writer.causes(max(summary.steps - 1, 0), summary.causes)
-        self._writer.meta_update(
-            {
-                "steps": summary.steps,
-                "seconds": summary.seconds,
-                "loss_first": summary.loss_first,
-                "loss_last": summary.loss_last,
-                "loss_best": summary.loss_best,
-                "skipped": summary.skipped,
-                "amp_skips": summary.amp_skips,
-                "stopped_by_guard": summary.stopped_by_guard,
-                "notes": list(summary.notes),
-                "error": type(error).__name__ if error is not None else None,
-            }
-        )
-        self._writer.close()
+        self.record.finish(self._summary, error)
+        return self._summary

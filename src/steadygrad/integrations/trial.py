@@ -15,13 +15,13 @@ from torch.optim import Optimizer
 from torch.utils._python_dispatch import _disable_current_modes
 
 from steadygrad.diagnose.casefile import CaseFile, optimizer_facts
-from steadygrad.integrations.forward_change import ForwardChange
-from steadygrad.integrations.investigation import KEPT, TrialReport
-from steadygrad.integrations.step_change import StepChange
+from steadygrad.diagnose.trial import KEPT, TrialReport
 from steadygrad.locating.live import LiveLocator
 from steadygrad.probe.joinpoints import JoinPoints
 from steadygrad.probe.probe import Probe
 from steadygrad.records import Finding, StepStats
+from steadygrad.repair.effects.change import Change
+from steadygrad.repair.survey import SURVEYORS
 from steadygrad.rules.engine import RuleSet
 
 T = TypeVar("T")
@@ -53,6 +53,7 @@ class Trial:
 
     Args:
         plan: what is changed; empty for the twin, of which no bit is changed.
+        survey: what remedies must know is gathered as well, for the twin of a repair.
         failed: called with an error of ours; the plan is given back, and nothing is watched any longer.
         steps: the trial has :attr:`ended` after so many optimizer steps; None: when the run ends.
         at_end: called once when it has, may end the process.
@@ -60,8 +61,9 @@ class Trial:
 
     def __init__(
         self,
-        plan: Mapping[str, float],
+        plan: Mapping[str, Any],
         *,
+        survey: bool = False,
         failed: Callable[[Exception], None],
         steps: int | None = None,
         at_end: Callable[[], None] | None = None,
@@ -70,7 +72,9 @@ class Trial:
         self.steps = 0  # of the optimizer that has taken most
         self.joinpoints = JoinPoints(self)
         self._failed, self._most, self._at_end = failed, steps, at_end
-        self._step_change, self._forward_change = StepChange(plan), ForwardChange(plan)
+        self._surveyors = [make(None) for make in SURVEYORS] if survey else []
+        self._change = Change(plan, more=self._surveyors)
+        self._taken_instead = False
         self._probe, self._rules, self._casefile = Probe(), RuleSet(), CaseFile()
         self._locator = LiveLocator()
         self._locates = not plan  # the twin alone: an arm is asked whether it trains
@@ -86,16 +90,24 @@ class Trial:
         self._bad_in_a_row = 0
         self._over = False
 
-    def install(self) -> None:
-        """Listen to every optimizer of the process that is built from now on, and to those that exist."""
-        self._forward_change.install()
+    def install(self, *, existing: bool = True) -> None:
+        """Listen to every optimizer of the process that is built from now on, and to those that exist.
+
+        Args:
+            existing: False: those that exist belong to other trainings.
+        """
+        self._change.install()
         self.joinpoints.install(all_optimizers=True)
+        if not existing:
+            for optimizer in self.joinpoints.optimizers():
+                self.joinpoints.detach(optimizer)
+            self._change.forget()
 
     def close(self) -> None:
         """Give everything back. Can be called again."""
         self._over = True
-        self._step_change.undo()
-        self._forward_change.remove()
+        self._change.undo_step()
+        self._change.remove()
         self.joinpoints.remove()
         self._locator.close()
         self._probe.close()
@@ -110,11 +122,21 @@ class Trial:
         main = self._main or 0
         losses = self._losses[:: max(1, -(-len(self._losses) // KEPT))]
         return TrialReport(
-            facts, tuple(self._findings), tuple(losses), self._taken[main], self._skipped.get(main, 0)
+            facts,
+            tuple(self._findings),
+            tuple(losses),
+            self._taken[main],
+            self._skipped.get(main, 0),
+            whole=not self.ended,
+            survey={s.key: dict(found) for s in self._surveyors if (found := s.found())},
+            terms=self._casefile.late_terms(),
         )
 
     # ------------------------------------------------------------------ what the join points tell
-    def optimizer_built(self, optimizer: Optimizer) -> None: ...
+    @_guarded(None)
+    def optimizer_built(self, optimizer: Optimizer) -> None:
+        self._change.optimizer_built(optimizer)
+
     def scheduler_built(self, scheduler: Any) -> None: ...
 
     @_guarded(None)
@@ -139,18 +161,20 @@ class Trial:
         if self._locates:
             self._locator.before_backward(roots, values, self.steps)
         self._probe.saw_graph(roots)
-        self._step_change.backward(roots)
+        self._change.backward(roots, values)
 
     @_guarded(True)
     def before_step(self, optimizer: Optimizer) -> bool:
         self._meet()
         index = self._probe.optimizer_index(optimizer)
-        stats = self._open[index] = self._probe.before(optimizer)
-        return self._step_change.before_step(optimizer, stats, self._rules.history(index))
+        self._open[index] = self._probe.before(optimizer)
+        step = self._change.before_step(optimizer)
+        self._taken_instead = step == "taken"
+        return step == "take"
 
     @_guarded(None)
     def step_raised(self, optimizer: Optimizer) -> None:
-        self._step_change.undo()
+        self._change.undo_step()
         self._probe.step_raised()
         self._open.pop(self._probe.optimizer_index(optimizer), None)
 
@@ -175,7 +199,9 @@ class Trial:
 
     @_guarded(None)
     def _after_step(self, optimizer: Optimizer, applied: bool) -> None:
-        self._step_change.after_step(optimizer, applied)
+        applied = applied or self._taken_instead
+        self._taken_instead = False
+        self._change.after_step(optimizer, applied)
         index = self._probe.optimizer_index(optimizer)
         stats = self._probe.after(optimizer, self._open.pop(index), applied)
         found = self._rules.observe(stats)
@@ -206,11 +232,10 @@ class Trial:
         for optimizer in optimizers:
             self._probe.optimizer_index(optimizer)
         self._module_types = tuple(sorted({type(m).__name__ for r in self._probe.roots for m in r.modules()}))
-        self._step_change.met(self._probe.roots)
 
     def _give_up(self, error: Exception) -> None:
         self._over = True
-        self._step_change.undo()
-        self._forward_change.remove()
+        self._change.undo_step()
+        self._change.remove()
         self.joinpoints.remove()
         self._failed(error)

@@ -59,7 +59,8 @@ def print_summary(
     """
     if not notes:
         summary = replace(summary, notes=())
-    healthy = not (any(f.severity != "info" for f in summary.findings) or summary.actions or summary.causes)
+    acted = any(not a.prescribed for a in summary.actions)
+    healthy = not (any(f.severity != "info" for f in summary.findings) or acted or summary.causes)
     if stream is None or (quiet and healthy and not summary.notes):
         return
     colour = is_terminal(stream) and "NO_COLOR" not in os.environ
@@ -103,7 +104,8 @@ def _summary(
         course += f", loss {number(summary.loss_first)} -> {number(summary.loss_last)}"
     course += f", {duration(summary.seconds)}"
     run = shown_path(summary.run_dir, cwd) if summary.run_dir else None
-    notes = [("", f"note: {clean(note)}") for note in summary.notes]
+    under = dict.fromkeys(clean(a.reason) for a in summary.actions if a.prescribed)  # of each rank
+    notes = [*(("", text) for text in under), *(("", f"note: {clean(note)}") for note in summary.notes)]
     if healthy:
         yield BOLD, f"{course}, steady throughout" + (f"; recorded in {run}" if run else "")
         yield from notes

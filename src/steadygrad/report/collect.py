@@ -265,6 +265,8 @@ def _environment(run: Run, include_private: bool) -> list[list[str]]:
         rows.append(["Trained", f"{values:,} values in {story.count(len(run.params), 'tensor')}"])
         dtypes = Counter(p.dtype for p in run.params)
         rows.append(["Data types", ", ".join(clean(dtype) for dtype, _ in dtypes.most_common())])
+    prescribed = dict.fromkeys(a.reason for a in run.actions() if a.prescribed)
+    rows += [["Prescription", scrub(reason)] for reason in prescribed]
     return rows
 
 

@@ -76,7 +76,8 @@ def incidents(
     Warnings join an incident that they fall into and never open one.
     """
     groups: list[_Group] = []
-    opening: list[Finding | Action] = [*(f for f in findings if f.severity == "alarm"), *actions]
+    opening: list[Finding | Action] = [f for f in findings if f.severity == "alarm"]
+    opening += [a for a in actions if not a.prescribed]
     for record in sorted(opening, key=lambda r: (r.optimizer, r.step)):
         last = groups[-1] if groups else None
         if (
@@ -185,7 +186,7 @@ def verdict(
         what = "was interrupted" if error == "KeyboardInterrupt" else f"ended with {error}"
         return Verdict("warned", "Ended early", f"The script {what}{course.replace(' over', ' after')}")
     so_far = "" if complete else " so far"
-    if any(a.action not in ("clip", "disarm") for a in actions):
+    if any(a.action not in ("clip", "disarm") and not a.prescribed for a in actions):
         met = f"The run met {count(num_incidents, 'incident')} and went on:"
         return Verdict("recovered", "Recovered" + so_far, met + course.removeprefix(" over"))
     for severity in ("alarm", "warning"):

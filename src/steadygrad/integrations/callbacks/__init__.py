@@ -1,0 +1,1 @@
+"""Callbacks for the training loops of others. Each module needs the package that it is named after."""

@@ -1,0 +1,44 @@
+"""What the callbacks have in common: a watched run from the training's begin to its end."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from torch import nn
+
+from steadygrad.integrations.loop import Watcher, watch
+
+
+class Watching:
+    """Watches one training after the other.
+
+    Args:
+        guard: as for :func:`steadygrad.watch`.
+        repair: as there; ``live`` tries remedies on the batches that follow a rollback.
+        runs: folder of the run directories.
+        name: of the run.
+    """
+
+    def __init__(
+        self,
+        *,
+        guard: Literal["off", "warn", "on"] = "on",
+        repair: Literal["off", "live"] = "live",
+        runs: str = "runs",
+        name: str | None = None,
+    ) -> None:
+        self.run: Watcher | None = None
+        if guard != "on":
+            repair = "off"  # it begins where the guard has rolled back
+        self._options: dict[str, Any] = {"guard": guard, "repair": repair, "runs": runs, "name": name}
+
+    def begin(self, model: nn.Module, optimizers: Sequence[Any]) -> None:
+        """A training begins: watch these optimizers, or those that Accelerate's wrappers of them hold."""
+        self.end()
+        self.run = watch(model, *(getattr(o, "optimizer", o) for o in optimizers), **self._options)
+
+    def end(self, error: BaseException | None = None) -> None:
+        """It is over. Can be called again."""
+        if self.run is not None:
+            self.run.__exit__(None if error is None else type(error), error, None)
