@@ -67,7 +67,7 @@ def repair_row(draw: Draw) -> Row:
         "identical": bool(runs) and same_losses(runs[0], plain.losses),
         "notes": list(found.notes) if found is not None else [],
         "extra_steps": found.steps_total if found is not None else 0,
-        "run_steps": plain.steps,
+        "run_steps": draw.build().steps,
         "seconds": seconds,
         "run_seconds": plain.seconds,
         "error": error,
