@@ -72,6 +72,11 @@ def test_page_of_the_diagnosis_is_fresh(generated):
     assert (ROOT / "docs" / "diagnosis.md").read_text() == wanted, "run: python docs/generate_diagnosis.py"
 
 
+def test_page_of_repair_is_fresh(generated):
+    wanted = generated("generate_repair").text()
+    assert (ROOT / "docs" / "repair_results.md").read_text() == wanted, "run: python docs/generate_repair.py"
+
+
 def test_pages_of_causes_are_fresh(generated):
     wanted = generated("generate_knowledge").pages()
     docs = ROOT / "docs"

@@ -32,6 +32,7 @@ class AfterImport:
     ) -> ModuleSpec | None:
         if fullname != self._name:
             return None
+        # Asking is not importing: transformers looks whether torch is there long before it imports it.
         for finder in sys.meta_path:
             if finder is self or not hasattr(finder, "find_spec"):
                 continue
@@ -48,7 +49,12 @@ class AfterImport:
             del loader.exec_module  # the loader is left as it was found
             original(module)
             if self in sys.meta_path:
-                sys.meta_path.remove(self)
+                self.remove()
                 self._then(module)
 
         loader.exec_module = exec_module
+
+    def remove(self) -> None:
+        """Wait no longer."""
+        if self in sys.meta_path:
+            sys.meta_path.remove(self)

@@ -15,9 +15,10 @@ import signal
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -87,11 +88,79 @@ class Interrupted(KeyboardInterrupt):
 Told = Callable[[int, int, "float | None"], None]
 
 
-def _tell_nobody(*_: object) -> None: ...
+def tell_nobody(*_: object) -> None: ...
 
 
-class ArmRunner:
-    """Runs arms, as a ``with`` block that none of their processes outlives.
+class Runner(ABC):
+    """Runs arms, as a ``with`` block.
+
+    Args:
+        jobs: arms at once, at least 1.
+        timeout: as of an :class:`ArmRunner`.
+    """
+
+    def __init__(self, jobs: int, timeout: float | None) -> None:
+        if jobs < 1:
+            raise ValueError(f"jobs must be at least 1, got {jobs}")
+        self._jobs, self._timeout = jobs, timeout
+        self._took: dict[int | None, float] = {}  # steps that were asked for -> seconds of the first such arm
+        self._open = ExitStack()
+
+    def __exit__(self, *_: object) -> None:
+        self._open.close()
+
+    def limit(self, request: ArmRequest) -> float | None:
+        """Seconds that this arm may take from now on; None: any."""
+        return time_limit(self._timeout, self._took, request, self._jobs)
+
+    def run(self, request: ArmRequest, told: Callable[[int, float | None], None] = tell_nobody) -> ArmResult:
+        """Run one arm; ``told`` is called with its step and loss, at most twice a second.
+
+        Raises:
+            OSError: the command cannot be started.
+            Interrupted: by Ctrl-C and the like.
+        """
+        return self.run_all([request], lambda _, step, loss: told(step, loss))[0]
+
+    @abstractmethod
+    def run_all(
+        self,
+        requests: Sequence[ArmRequest],
+        told: Told = tell_nobody,
+        begun: Callable[[int], None] = tell_nobody,
+        finished: Callable[[int, ArmResult], None] = tell_nobody,
+    ) -> list[ArmResult]:
+        """Run several arms, ``jobs`` of them at once.
+
+        Args:
+            requests: in the order in which they begin.
+            told: called with the position of a request, its step and its loss (None: not seen; may be NaN), at most
+                twice a second for each; one at a time.
+            begun: called with the position of a request when it begins, likewise.
+            finished: called with the position of a request and its result, likewise.
+
+        Raises:
+            OSError: the command cannot be started.
+            Interrupted: by Ctrl-C and the like; it has the results that there are.
+        """
+
+
+@contextmanager
+def ended_by(end: Callable[[], None], results: Sequence[ArmResult | None]) -> Iterator[None]:
+    """What goes wrong inside ends the arms by ``end``; Ctrl-C and the like are Interrupted, with these results."""
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        end()
+        number = error.number if isinstance(error, Ended) else signal.SIGINT
+        raise Interrupted(number, results) from None
+    except BaseException:
+        end()
+        raise
+
+
+class ArmRunner(Runner):
+    """Runs arms on this machine. None of their processes outlives the ``with`` block.
 
     Args:
         words: the command, or the script with its arguments.
@@ -113,16 +182,12 @@ class ArmRunner:
         scratch: bool = True,
         environ: Mapping[str, str] | None = None,
     ) -> None:
-        if jobs < 1:
-            raise ValueError(f"jobs must be at least 1, got {jobs}")
+        super().__init__(jobs, timeout)
         self._command = command_of(words, target)
-        self._jobs, self._timeout = jobs, timeout
         self._scratch = scratch and os.name == "posix"
         self._environ = os.environ if environ is None else environ
         self._children = Children()
-        self._open = ExitStack()
         self._folder = Path()
-        self._took: dict[int | None, float] = {}  # steps that were asked for -> seconds of the first such arm
         self._telling = threading.Lock()
 
     def __enter__(self) -> ArmRunner:
@@ -131,42 +196,14 @@ class ArmRunner:
         self._open.enter_context(self._children)
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self._open.close()
-
-    def limit(self, request: ArmRequest) -> float | None:
-        """Seconds that this arm may take from now on; None: any."""
-        return time_limit(self._timeout, self._took, request, self._jobs)
-
-    def run(self, request: ArmRequest, told: Callable[[int, float | None], None] = _tell_nobody) -> ArmResult:
-        """Run one arm; ``told`` is called with its step and loss, at most twice a second.
-
-        Raises:
-            OSError: the command cannot be started.
-            Interrupted: by Ctrl-C and the like.
-        """
-        return self.run_all([request], lambda _, step, loss: told(step, loss))[0]
-
     def run_all(
         self,
         requests: Sequence[ArmRequest],
-        told: Told = _tell_nobody,
-        begun: Callable[[int], None] = _tell_nobody,
-        finished: Callable[[int, ArmResult], None] = _tell_nobody,
+        told: Told = tell_nobody,
+        begun: Callable[[int], None] = tell_nobody,
+        finished: Callable[[int, ArmResult], None] = tell_nobody,
     ) -> list[ArmResult]:
-        """Run several arms, ``jobs`` of them at once.
-
-        Args:
-            requests: in the order in which they begin.
-            told: called with the position of a request, its step and its loss (None: not seen; may be NaN), at most
-                twice a second for each; from other threads, one at a time.
-            begun: called with the position of a request when it begins, likewise.
-            finished: called with the position of a request and its result, likewise.
-
-        Raises:
-            OSError: the command cannot be started.
-            Interrupted: by Ctrl-C and the like; it has the results that there are.
-        """
+        """As :meth:`Runner.run_all`. The calls come from other threads."""
         results: list[ArmResult | None] = [None] * len(requests)
 
         def one(index: int) -> None:
@@ -183,18 +220,12 @@ class ArmRunner:
 
         pool = ThreadPoolExecutor(self._jobs, thread_name_prefix="steadygrad-arm")
         try:
-            waiting: set[Future[None]] = {pool.submit(one, index) for index in range(len(requests))}
-            while waiting:  # with a time limit, or Windows would not let Ctrl-C through
-                done, waiting = wait(waiting, timeout=1.0, return_when=FIRST_COMPLETED)
-                for future in done:
-                    future.result()
-        except KeyboardInterrupt as error:
-            self._children.kill()
-            number = error.number if isinstance(error, Ended) else signal.SIGINT
-            raise Interrupted(number, results) from None
-        except BaseException:
-            self._children.kill()
-            raise
+            with ended_by(self._children.kill, results):
+                waiting: set[Future[None]] = {pool.submit(one, index) for index in range(len(requests))}
+                while waiting:  # with a time limit, or Windows would not let Ctrl-C through
+                    done, waiting = wait(waiting, timeout=1.0, return_when=FIRST_COMPLETED)
+                    for future in done:
+                        future.result()
         finally:
             pool.shutdown(cancel_futures=True)
         return [result for result in results if result is not None]

@@ -7,48 +7,16 @@ script without torch pays nothing.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
-from importlib.machinery import ModuleSpec
-from types import ModuleType
-from typing import Any
+from collections.abc import Callable
+
+from steadygrad.integrations.afterimport import AfterImport
 
 
-class TorchFinder:
+class TorchFinder(AfterImport):
     """A meta-path finder that stands first until torch has been imported, then steps aside for ever."""
 
     def __init__(self, then: Callable[[], None]) -> None:
-        self._then = then
-
-    def find_spec(
-        self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
-    ) -> ModuleSpec | None:
-        if fullname != "torch":
-            return None
-        # Asking is not importing: transformers looks whether torch is there long before it imports it.
-        for finder in sys.meta_path:
-            if finder is self or not hasattr(finder, "find_spec"):
-                continue
-            spec = finder.find_spec(fullname, path, target)
-            if spec is not None:
-                self._wrap(spec.loader)
-                return spec
-        return None
-
-    def _wrap(self, loader: Any) -> None:
-        original = loader.exec_module
-
-        def exec_module(module: ModuleType) -> None:
-            del loader.exec_module  # the loader is left as it was found
-            original(module)
-            if self in sys.meta_path:
-                self.remove()
-                self._then()
-
-        loader.exec_module = exec_module
-
-    def remove(self) -> None:
-        if self in sys.meta_path:
-            sys.meta_path.remove(self)
+        super().__init__("torch", lambda _: then())
 
 
 def when_torch_is_imported(then: Callable[[], None]) -> TorchFinder | None:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from steadygrad.diagnose.trial import KEPT, TrialReport
-from steadygrad.integrations.arms import ArmRequest, ArmResult
+from steadygrad.integrations.arms import ArmRequest, ArmResult, Runner
 from steadygrad.integrations.script import Target
 from steadygrad.repair.case import EXPLOSION, Case
 from steadygrad.repair.mend import Answer, Repair, Request, mend
@@ -46,18 +46,6 @@ class Watcher(Protocol):
 
     def told(self, what: str, value: Any) -> None:
         """What :func:`steadygrad.repair.mend.mend` tells."""
-
-
-class Runner(Protocol):
-    """An ArmRunner, on this machine or on a cluster."""
-
-    def run_all(
-        self,
-        requests: Sequence[ArmRequest],
-        told: Callable[[int, int, float | None], None] = ...,
-        *,
-        finished: Callable[[int, ArmResult], None] = ...,
-    ) -> list[ArmResult]: ...
 
 
 class ScriptFailed(Exception):

@@ -8,20 +8,23 @@ from __future__ import annotations
 
 import importlib
 import os
-import signal
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
 from typing import Any
 
-from steadygrad.integrations.arms import ArmRequest, ArmResult, ArmRunner, Interrupted, Told, time_limit
-from steadygrad.integrations.children import Children, Ended
+from steadygrad.integrations.arms import (
+    ArmRequest,
+    ArmResult,
+    ArmRunner,
+    Runner,
+    Told,
+    ended_by,
+    tell_nobody,
+)
+from steadygrad.integrations.children import Children
 from steadygrad.integrations.script import Target
 
 POLL = 0.3  # seconds
 FAREWELL = 10.0  # seconds that cancelled tasks have to end their processes
-
-
-def _tell_nobody(*_: object) -> None: ...
 
 
 class Board:
@@ -58,7 +61,7 @@ def run_arm(
         return runner.run(request, lambda step, loss: board.tell.remote(index, step, loss))
 
 
-class RayArmRunner:
+class RayArmRunner(Runner):
     """Runs arms on a cluster; otherwise as :class:`~steadygrad.integrations.arms.ArmRunner`.
 
     Args:
@@ -81,16 +84,13 @@ class RayArmRunner:
         timeout: float | None = None,
         address: str | None = None,
     ) -> None:
-        if jobs < 1:
-            raise ValueError(f"jobs must be at least 1, got {jobs}")
+        super().__init__(jobs, timeout)
         try:
             self._ray: Any = importlib.import_module("ray")
         except ImportError as error:
             raise ImportError("arms on a cluster need Ray: pip install ray") from error
         self._words, self._target = list(words), target
-        self._jobs, self._timeout, self._address = jobs, timeout, address
-        self._took: dict[int | None, float] = {}
-        self._open = ExitStack()
+        self._address = address
         self._task: Any = None
         self._board: Any = None
 
@@ -110,29 +110,18 @@ class RayArmRunner:
         self._board = ray.remote(num_cpus=0)(Board).remote()
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self._open.close()
-
-    def limit(self, request: ArmRequest) -> float | None:
-        """Seconds that this arm may take from now on; None: any."""
-        return time_limit(self._timeout, self._took, request, self._jobs)
-
-    def run(self, request: ArmRequest, told: Callable[[int, float | None], None] = _tell_nobody) -> ArmResult:
-        """Run one arm; see :meth:`ArmRunner.run`."""
-        return self.run_all([request], lambda _, step, loss: told(step, loss))[0]
-
     def run_all(
         self,
         requests: Sequence[ArmRequest],
-        told: Told = _tell_nobody,
-        begun: Callable[[int], None] = _tell_nobody,
-        finished: Callable[[int, ArmResult], None] = _tell_nobody,
+        told: Told = tell_nobody,
+        begun: Callable[[int], None] = tell_nobody,
+        finished: Callable[[int, ArmResult], None] = tell_nobody,
     ) -> list[ArmResult]:
-        """Run several arms, ``jobs`` at once; see :meth:`ArmRunner.run_all`. All calls come from this thread."""
+        """As :meth:`Runner.run_all`. All calls come from this thread."""
         results: list[ArmResult | None] = [None] * len(requests)
         waiting = list(range(len(requests)))
         running: dict[Any, int] = {}
-        try:
+        with ended_by(lambda: self._end(list(running)), results):
             while waiting or running:
                 while waiting and len(running) < self._jobs:
                     index = waiting.pop(0)
@@ -148,13 +137,6 @@ class RayArmRunner:
                         self._took.setdefault(requests[index].steps, result.seconds)
                     del running[reference]
                     finished(index, result)
-        except KeyboardInterrupt as error:
-            self._end(list(running))
-            number = error.number if isinstance(error, Ended) else signal.SIGINT
-            raise Interrupted(number, results) from None
-        except BaseException:
-            self._end(list(running))
-            raise
         return [result for result in results if result is not None]
 
     def _begin(self, index: int, request: ArmRequest) -> Any:

@@ -267,17 +267,19 @@ class Scratch:
             return original(path if where == text else where, flags, *args, **kwargs)
 
     def _os_listdir(self, original: Any, path: Any = ".") -> Any:
-        path = "." if path is None else path
-        if not self._ours(path):
-            return original(path)
-        with self._at_work(path):
-            names = self._overlay.names(_text(path))
-            if names is None:
-                where = self._overlay.reading(_text(path))
-                return original(path if where == _text(path) else _like(path, where))
+        def named(path: Any, names: list[str]) -> Any:
             return [os.fsencode(n) for n in names] if isinstance(path, bytes) else names
 
+        return self._listing(original, path, named)
+
     def _os_scandir(self, original: Any, path: Any = ".") -> Any:
+        def entered(path: Any, names: list[str]) -> Any:
+            return Entries([Entry(os.fspath(path), name) for name in names])
+
+        return self._listing(original, path, entered)
+
+    def _listing(self, original: Any, path: Any, merged: Callable[[Any, list[str]], Any]) -> Any:
+        """listdir and its like; ``merged``: what is returned of a folder that lies in two places."""
         path = "." if path is None else path
         if not self._ours(path):
             return original(path)
@@ -286,25 +288,26 @@ class Scratch:
             if names is None:
                 where = self._overlay.reading(_text(path))
                 return original(path if where == _text(path) else _like(path, where))
-            return Entries([Entry(os.fspath(path), name) for name in names])
+            return merged(path, names)
 
     def _os_remove(self, original: Any, path: Any, **kwargs: Any) -> Any:
-        if kwargs.get("dir_fd") is not None or not self._ours(path):
-            return original(path, **kwargs)
-        with self._at_work(path):
-            key = self._overlay.key(_text(path), follow=False)
-            found = self._overlay.find(key)
-            if not self._overlay.protected(key):
-                return original(path, **kwargs)
-            if found is None:
-                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
-            if os.path.isdir(found) and not os.path.islink(found):
-                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
-            return self._overlay.discard(key, original)
+        def refusal(key: str, found: str) -> int:
+            return errno.EISDIR if os.path.isdir(found) and not os.path.islink(found) else 0
+
+        return self._removing(original, path, refusal, **kwargs)
 
     _os_unlink = _os_remove
 
     def _os_rmdir(self, original: Any, path: Any, **kwargs: Any) -> Any:
+        def refusal(key: str, found: str) -> int:
+            if not os.path.isdir(found):
+                return errno.ENOTDIR
+            return errno.ENOTEMPTY if self._listed(key, found) else 0
+
+        return self._removing(original, path, refusal, **kwargs)
+
+    def _removing(self, original: Any, path: Any, refusal: Callable[[str, str], int], **kwargs: Any) -> Any:
+        """remove and its like; ``refusal``: number of the system's error for what lies there, or 0."""
         if kwargs.get("dir_fd") is not None or not self._ours(path):
             return original(path, **kwargs)
         with self._at_work(path):
@@ -312,12 +315,11 @@ class Scratch:
             found = self._overlay.find(key)
             if not self._overlay.protected(key):
                 return original(path, **kwargs)
-            if found is None:
-                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
-            if not os.path.isdir(found):
-                raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), path)
-            if self._listed(key, found):
-                raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY), path)
+            number = errno.ENOENT if found is None else refusal(key, found)
+            if number:
+                raise OSError(
+                    number, os.strerror(number), path
+                )  # of the class that Python has for the number
             return self._overlay.discard(key, original)
 
     def _listed(self, key: str, found: str) -> list[str]:

@@ -8,9 +8,9 @@ from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.modules.loss import _Loss
-from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
 from steadygrad.locating.values import storage_key, tensors_in
+from steadygrad.probe.call_hooks import CallHooks
 from steadygrad.probe.names import find_roots, named_roots, walk
 
 
@@ -32,21 +32,16 @@ class ModuleStack:
         self.inputs: dict[
             int, weakref.ref[Tensor]
         ] = {}  # of those calls, by memory: their axis 0 has the samples
-        self._handles: list[Any] = []
+        self._calls = CallHooks()
 
     def __enter__(self) -> ModuleStack:
-        self._handles = [
-            register_module_forward_pre_hook(self._enter),
-            register_module_forward_hook(self._leave, always_call=True),
-        ]
+        self._calls.install(self._enter, self._leave)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for handle in self._handles:
-            handle.remove()
-        self._handles = []
+        self._calls.remove()
         self.stack.clear()
 
     @property

@@ -18,6 +18,7 @@ from steadygrad.repair.remedy import Arm, Remedy
 from steadygrad.repair.score import BETTER, GOOD, beats, level, score, trains
 
 LEADS = 4  # of evidence that are tried at most
+CLEAR = 0.5  # probability of a cause, that a remedy should serve where the loss says little
 LIKELY = 2  # rounds of single remedies before the first pairs
 WIDTH = 5  # remedies that are tried briefly at once
 FINALISTS = 3  # of them that run in whole at most
@@ -121,7 +122,14 @@ class Search:
 
     def _level_of_best(self) -> float:
         best = self._best()
-        return math.inf if best is None else self._level(best)
+        if best is None or self._is_fluke(best):
+            return math.inf
+        return self._level(best)
+
+    def _is_fluke(self, tried: Tried) -> bool:
+        """Without a yardstick a lower loss proves nothing: what has no part in a clear cause may only put it off."""
+        clear = bool(self._case.causes) and self._case.causes[0].probability > CLEAR
+        return not self._has_yardstick() and clear and not self._serves_leading(tried)
 
     # ------------------------------------------------------------------ what there is evidence for
     def _follow_leads(self) -> Tried | None:
@@ -247,7 +255,8 @@ class Search:
         )
 
     def _good(self, tried: Tried) -> bool:
-        return self._works(tried) and self._level(tried) < (WELL if self._has_yardstick() else BETTER)
+        enough = WELL if self._has_yardstick() else BETTER
+        return self._works(tried) and not self._is_fluke(tried) and self._level(tried) < enough
 
     def _best(self) -> Tried | None:
         """Of those that are nearly as good as the best of all, the one that changes least."""

@@ -2,13 +2,15 @@
 
 import copy
 import gc
+import weakref
 from contextlib import contextmanager
 
 import torch
-from torch import Tensor
 
 from steadygrad.probe.joinpoints import JoinPoints
 from steadygrad.repair.effects.change import Change
+
+_OPTIMIZERS = weakref.WeakKeyDictionary()
 
 
 class Listener:
@@ -48,9 +50,11 @@ class Listener:
 
 
 @contextmanager
-def under(plan):
-    """Every optimizer built inside runs under this plan."""
-    gc.freeze()  # models are looked for among all objects of the process: leave those of the test runner out
+def upon(plan):
+    """Every optimizer that there is, or is built inside, runs under this plan; models may be older than it.
+
+    Tests that use it need the fixture ``apart``.
+    """
     listener = Listener(plan)
     listener.change.install()
     listener.joinpoints.install(all_optimizers=True)
@@ -59,7 +63,23 @@ def under(plan):
     finally:
         listener.joinpoints.remove()
         listener.change.remove()
+
+
+@contextmanager
+def under(plan):
+    """Every optimizer built inside runs under this plan."""
+    gc.freeze()  # models are looked for among all objects of the process: leave those of the test runner out
+    try:
+        with upon(plan) as listener:
+            yield listener
+    finally:
         gc.unfreeze()
+
+
+def trains(model):
+    """Give the model an optimizer that lives as long as the model does."""
+    _OPTIMIZERS[model] = torch.optim.SGD(model.parameters(), lr=0.1)
+    return _OPTIMIZERS[model]
 
 
 def leavings(model, optimizer):
@@ -68,21 +88,3 @@ def leavings(model, optimizer):
         "optimizer": copy.deepcopy(optimizer.state_dict()),
         "rng": torch.get_rng_state(),
     }
-
-
-def differences(a, b, path=""):
-    """Where two results are not equal bit for bit; NaN equals NaN."""
-    if isinstance(a, Tensor) and isinstance(b, Tensor):
-        same = a.dtype == b.dtype and a.shape == b.shape and torch.equal(a.nan_to_num(7.5), b.nan_to_num(7.5))
-        return [] if same else [path]
-    if isinstance(a, dict) and isinstance(b, dict):
-        if a.keys() != b.keys():
-            return [f"{path}: keys {sorted(map(str, a.keys() ^ b.keys()))}"]
-        return [d for k in a for d in differences(a[k], b[k], f"{path}/{k}")]
-    if isinstance(a, list | tuple) and isinstance(b, list | tuple):
-        if len(a) != len(b):
-            return [f"{path}: length"]
-        return [
-            d for i, (x, y) in enumerate(zip(a, b, strict=True)) for d in differences(x, y, f"{path}/{i}")
-        ]
-    return [] if a == b or (a != a and b != b) else [path]

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from steadygrad.repair.effects.effect import NotApplicable
-from tests.repair.effects.training import trains, under
+from tests.repair.effects.stepping import trains, upon
 
 pytestmark = pytest.mark.usefixtures("apart")
 
@@ -24,7 +24,7 @@ def test_a_module_computes_another_function(inplace):
     model, x = net(nn.ReLU(inplace)), torch.randn(5, 4)
     plain = copy.deepcopy(model)
     wanted = plain[2](F.leaky_relu(plain[0](x)))
-    with under({"activation": {"to": "LeakyReLU", "modules": ["1"]}}) as run:
+    with upon({"activation": {"to": "LeakyReLU", "modules": ["1"]}}) as run:
         trains(model)
         assert torch.equal(model(x), wanted)
         with torch.no_grad():
@@ -38,7 +38,7 @@ def test_a_module_computes_another_function(inplace):
 def test_a_forward_that_somebody_has_put_on_a_module_comes_back():
     model = net(nn.ReLU())
     own = model[1].forward = torch.tanh
-    with under({"activation": {"to": "GELU", "modules": ["1"]}}):
+    with upon({"activation": {"to": "GELU", "modules": ["1"]}}):
         trains(model)
         model(torch.randn(5, 4))
     assert model[1].forward is own
@@ -71,7 +71,7 @@ def call(text, kind):
 def test_calls_are_changed_on_their_lines_alone():
     model, x = Gated(), torch.randn(5, 4)
     calls = [call("h = torch.relu", "ReLU"), call("inplace", "ReLU")]
-    with under({"activation": {"to": "SiLU", "calls": calls}}) as run:
+    with upon({"activation": {"to": "SiLU", "calls": calls}}) as run:
         trains(model)
         h = F.silu(F.silu(model.a(x)) * torch.sigmoid(model.b(x)) + 1)
         assert torch.equal(model(x), torch.sigmoid(model.c(h)))
@@ -82,7 +82,7 @@ def test_calls_are_changed_on_their_lines_alone():
 
 def test_an_output_goes_without():
     model, x = Gated(), torch.randn(5, 4)
-    with under({"remove_output_activation": {"calls": [call("return torch.sigmoid", "Sigmoid")]}}):
+    with upon({"remove_output_activation": {"calls": [call("return torch.sigmoid", "Sigmoid")]}}):
         trains(model)
         assert torch.equal(torch.sigmoid(model(x)), Gated.forward(model, x))
 
@@ -90,14 +90,14 @@ def test_an_output_goes_without():
 def test_a_module_at_the_output_goes_without():
     logits, x = net(nn.ReLU()).append(nn.Softmax(-1)), torch.randn(5, 4)
     wanted = logits[:3](x)
-    with under({"remove_output_activation": {"modules": ["3"]}}):
+    with upon({"remove_output_activation": {"modules": ["3"]}}):
         trains(logits)
         assert torch.equal(logits(x), wanted)
 
 
 def test_a_pass_that_raises_leaves_no_mode_behind():
     model = Gated()
-    with under({"activation": {"to": "SiLU", "calls": [call("h = torch.relu", "ReLU")]}}):
+    with upon({"activation": {"to": "SiLU", "calls": [call("h = torch.relu", "ReLU")]}}):
         trains(model)
         with pytest.raises(RuntimeError):
             model(torch.randn(5, 3))
@@ -108,9 +108,9 @@ def test_a_pass_that_raises_leaves_no_mode_behind():
 
 
 def test_an_unknown_function_or_module_is_refused():
-    with pytest.raises(NotApplicable, match="Wave"), under({"activation": {"to": "Wave", "modules": ["1"]}}):
+    with pytest.raises(NotApplicable, match="Wave"), upon({"activation": {"to": "Wave", "modules": ["1"]}}):
         pass
-    with under({"activation": {"to": "ReLU", "modules": ["9"]}}), pytest.raises(NotApplicable, match="9"):
+    with upon({"activation": {"to": "ReLU", "modules": ["9"]}}), pytest.raises(NotApplicable, match="9"):
         model = net(nn.ReLU())
         trains(model)
         model(torch.randn(5, 4))
@@ -119,13 +119,13 @@ def test_an_unknown_function_or_module_is_refused():
 def test_a_target_network_follows():
     model, x = net(nn.ReLU()), torch.randn(5, 4)
     target = copy.deepcopy(model).requires_grad_(False)
-    with under({"activation": {"to": "GELU", "modules": ["1"]}}):
+    with upon({"activation": {"to": "GELU", "modules": ["1"]}}):
         trains(model)
         assert torch.equal(model(x), target(x))
     gated = Gated()
     target = copy.deepcopy(gated).requires_grad_(False)
     del model
-    with under({"activation": {"to": "GELU", "calls": [call("h = torch.relu", "ReLU")]}}):
+    with upon({"activation": {"to": "GELU", "calls": [call("h = torch.relu", "ReLU")]}}):
         trains(gated)
         assert torch.equal(gated(x), target(x))
         assert not torch.equal(gated(x), Gated.forward(gated, x))

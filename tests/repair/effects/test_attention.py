@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.optim import lr_scheduler
 
-from tests.repair.effects.training import trains, under
+from tests.repair.effects.stepping import trains, upon
 
 pytestmark = pytest.mark.usefixtures("apart")
 
@@ -35,7 +35,7 @@ def test_qk_norm_hardly_changes_a_trained_model_and_its_scales_are_trained():
     optimizer = torch.optim.Adam(model.parameters(), lr=0.1)
     scheduler = lr_scheduler.LambdaLR(optimizer, lambda step: 0.9**step)
     before = model(x).detach()
-    with under({"qk_norm": {}}) as run:
+    with upon({"qk_norm": {}}) as run:
         out = model(x)
         assert torch.nn.functional.cosine_similarity(out.flatten(), before.flatten(), 0) > 0.98
         out.square().mean().backward()
@@ -54,7 +54,7 @@ def test_qk_norm_hardly_changes_a_trained_model_and_its_scales_are_trained():
 def test_removed_the_model_computes_what_it_did(plan):
     model, x = net(), torch.randn(2, 5, 8)
     before = model(x)
-    with under(plan) as run:
+    with upon(plan) as run:
         trains(model)
         assert not torch.equal(model(x), before)
         run.change.remove()
@@ -65,7 +65,7 @@ def test_a_forgotten_factor_is_put_in():
     model, x = net(), torch.randn(2, 5, 8) * 5
     twin = net(1 / math.sqrt(8))
     twin.load_state_dict(model.state_dict())
-    with under({"qk_scale": {"modules": ["1"]}}):
+    with upon({"qk_scale": {"modules": ["1"]}}):
         trains(model)
         assert torch.allclose(model(x), twin(x), atol=1e-5)
 
@@ -74,6 +74,6 @@ def test_models_without_attention_run_as_they_are_and_nobody_is_warned():
     model, x = nn.Linear(8, 2), torch.randn(3, 8)
     before = model(x)
     for plan in ({"qk_norm": {}}, {"soft_cap": {"cap": 50}}):
-        with under(plan):
+        with upon(plan):
             trains(model)
             assert torch.equal(model(x), before)

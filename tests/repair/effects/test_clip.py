@@ -8,7 +8,8 @@ from torch import nn
 from steadygrad.clip import ZClip
 from steadygrad.repair.effects.change import Change
 from steadygrad.repair.effects.effect import NotApplicable
-from tests.repair.effects.stepping import differences, leavings, under
+from tests.integrations.trainings import differences
+from tests.repair.effects.stepping import leavings, under
 
 
 def train(clip=None, *, steps=40, scaled=False, fused=False):

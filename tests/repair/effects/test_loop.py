@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from tests.repair.effects.stepping import differences, under
+from tests.integrations.trainings import differences
+from tests.repair.effects.stepping import under
 
 
 def plain(clears, passes=1):

@@ -7,7 +7,8 @@ from torch import nn
 
 from steadygrad.repair.effects.change import Change
 from steadygrad.repair.effects.effect import NotApplicable
-from tests.repair.effects.stepping import differences, under
+from tests.integrations.trainings import differences
+from tests.repair.effects.stepping import under
 
 
 def train(factor=1.0, *, scaled=False, penalty=False, passes=1):

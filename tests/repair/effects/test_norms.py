@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from steadygrad.repair.effects.effect import NotApplicable
-from tests.repair.effects.training import trains, under
+from tests.repair.effects.stepping import trains, upon
 
 pytestmark = pytest.mark.usefixtures("apart")
 
@@ -25,7 +25,7 @@ def test_layer_norm_is_that_of_torch():
     plain = copy.deepcopy(model)
     h = F.relu(F.group_norm(plain[0](x), 1)).flatten(1)
     wanted = plain[5](F.relu(F.layer_norm(plain[3](h), (5,))))
-    with under({"layer_norm": {"modules": ["0", "3"]}}) as run:
+    with upon({"layer_norm": {"modules": ["0", "3"]}}) as run:
         trains(model)
         assert torch.equal(model(x), wanted)
         with torch.no_grad():
@@ -44,7 +44,7 @@ def test_batch_norm_is_that_of_torch_and_evaluates_by_running_averages():
         list(copy.deepcopy(model)),
     )  # a copy that lives would get the norm too
     twin = nn.Sequential(layers[0], norm2, *layers[1:4], norm1, *layers[4:])
-    with under({"batch_norm": {"modules": ["0", "3"]}}) as run:
+    with upon({"batch_norm": {"modules": ["0", "3"]}}) as run:
         trains(model)
         for _ in range(3):
             x = torch.randn(6, 1, 8, 8)
@@ -58,7 +58,7 @@ def test_batch_norm_is_that_of_torch_and_evaluates_by_running_averages():
 
 def test_batch_norm_stands_sequences_and_single_samples():
     model = nn.Sequential(nn.Linear(3, 4))
-    with under({"batch_norm": {"modules": ["0"]}}):
+    with upon({"batch_norm": {"modules": ["0"]}}):
         trains(model)
         out = model(torch.randn(5, 7, 3))
         assert out.mean((0, 1)).abs().max() < 1e-6
@@ -67,7 +67,7 @@ def test_batch_norm_stands_sequences_and_single_samples():
 
 def test_batch_norm_stands_single_images():
     image = nn.Sequential(nn.Conv2d(1, 4, 3))
-    with under({"batch_norm": {"modules": ["0"]}}):
+    with upon({"batch_norm": {"modules": ["0"]}}):
         trains(image)
         assert image(torch.randn(1, 8, 8)).shape == (4, 6, 6)
 
@@ -75,7 +75,7 @@ def test_batch_norm_stands_single_images():
 def test_a_batch_norm_put_behind_trained_weights_keeps_the_function_on_the_first_batch():
     model, x = convolutional(), torch.randn(64, 1, 8, 8) * 3 + 1
     before = model(x).detach()
-    with under({"batch_norm": {"modules": ["0", "3"], "preserve": True}}):
+    with upon({"batch_norm": {"modules": ["0", "3"], "preserve": True}}):
         trains(model)
         assert torch.allclose(model(x), before, atol=1e-4)
         assert torch.allclose(model.eval()(x), before, atol=1e-2)
@@ -87,7 +87,7 @@ def test_a_batch_norm_put_behind_trained_weights_keeps_the_function_on_the_first
 @pytest.mark.parametrize("key", ["layer_norm", "batch_norm"])
 def test_copies_and_pickles_of_the_model_have_the_norm(key):
     model, x = convolutional(), torch.randn(6, 1, 8, 8)
-    with under({key: {"modules": ["0"]}}):
+    with upon({key: {"modules": ["0"]}}):
         trains(model)
         out = model(x)
         assert torch.allclose(copy.deepcopy(model)(x), out)
@@ -96,7 +96,7 @@ def test_copies_and_pickles_of_the_model_have_the_norm(key):
 
 def test_a_layer_norm_of_one_unit_is_refused():
     model = nn.Sequential(nn.Linear(3, 1))
-    with under({"layer_norm": {"modules": ["0"]}}), pytest.raises(NotApplicable, match="one unit"):
+    with upon({"layer_norm": {"modules": ["0"]}}), pytest.raises(NotApplicable, match="one unit"):
         trains(model)
         model(torch.randn(2, 3))
 
@@ -106,7 +106,7 @@ def test_a_target_network_has_the_norm_too(key):
     model, x = convolutional(), torch.randn(6, 1, 8, 8)
     target, other = copy.deepcopy(model).requires_grad_(False), convolutional().requires_grad_(False)
     before = other(x)
-    with under({key: {"modules": ["0", "3"]}}) as run:
+    with upon({key: {"modules": ["0", "3"]}}) as run:
         trains(model)
         assert torch.allclose(model(x), target(x))
         assert torch.equal(other(x), before)

@@ -8,7 +8,8 @@ from torch.optim import lr_scheduler
 
 from steadygrad.repair.effects.change import Change
 from steadygrad.repair.effects.effect import NotApplicable
-from tests.repair.effects.stepping import differences, under
+from tests.integrations.trainings import differences
+from tests.repair.effects.stepping import under
 
 STEPS = 24
 

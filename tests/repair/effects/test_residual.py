@@ -8,8 +8,8 @@ from torch import nn
 from torch.optim import lr_scheduler
 
 from steadygrad.repair.effects.effect import NotApplicable
-from tests.repair.effects.stepping import differences, leavings
-from tests.repair.effects.training import trains, under
+from tests.integrations.trainings import differences
+from tests.repair.effects.stepping import leavings, trains, upon
 
 pytestmark = pytest.mark.usefixtures("apart")
 
@@ -44,7 +44,7 @@ def test_trained_weights_go_on_bit_for_bit_and_their_moments_stay():
     steps(model, optimizer)
     x = torch.randn(8, 4)
     before, state = model(x), copy.deepcopy(optimizer.state[model.stem.weight])
-    with under(gates()):
+    with upon(gates()):
         assert torch.equal(model(x), before)
         assert not differences(optimizer.state[model.stem.weight], state)
         steps(model, optimizer)
@@ -53,7 +53,7 @@ def test_trained_weights_go_on_bit_for_bit_and_their_moments_stay():
 
 def test_a_start_of_0_leaves_the_skips_alone():
     model, x = Net(), torch.randn(8, 4)
-    with under(gates(0.0)):
+    with upon(gates(0.0)):
         trains(model)
         assert torch.equal(model(x), model.head(model.stem(x)))
 
@@ -68,7 +68,7 @@ SCHEDULES = {
 @pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES)
 @pytest.mark.parametrize("foreach", [False, True])
 def test_schedulers_survive_the_added_parameter(schedule, foreach):
-    with under(gates()):
+    with upon(gates()):
         model = Net()
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, foreach=foreach)
         steps(model, optimizer, schedule(optimizer))
@@ -80,7 +80,7 @@ def test_model_and_optimizer_are_as_they_were_once_it_is_removed():
     optimizer = torch.optim.Adam(model.named_parameters(), lr=0.01)
     steps(model, optimizer)
     before = leavings(model, optimizer)
-    with under(gates()) as run:
+    with upon(gates()) as run:
         model(torch.randn(8, 4))
         assert len(optimizer.param_groups[0]["params"]) == len(optimizer.param_groups[0]["param_names"]) == 7
         run.change.remove()
@@ -90,12 +90,12 @@ def test_model_and_optimizer_are_as_they_were_once_it_is_removed():
 
 
 def test_a_layer_that_nobody_trains_or_that_has_no_weights_is_refused():
-    with under(gates()), pytest.raises(NotApplicable, match="no optimizer"):
+    with upon(gates()), pytest.raises(NotApplicable, match="no optimizer"):
         model = Net()
         model.branch.requires_grad_(False)
         optimizer = torch.optim.SGD([*model.stem.parameters(), *model.head.parameters()], lr=0.1)
         steps(model, optimizer)
-    with under({"residual_gate": {"modules": ["0"]}}), pytest.raises(NotApplicable, match="no layer"):
+    with upon({"residual_gate": {"modules": ["0"]}}), pytest.raises(NotApplicable, match="no layer"):
         model = nn.Sequential(nn.ReLU(), nn.Linear(4, 2))
         trains(model)
         model(torch.randn(8, 4))

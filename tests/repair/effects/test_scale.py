@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn.utils import parametrizations
 
 from steadygrad.repair.effects.effect import NotApplicable
-from tests.repair.effects.training import trains, under
+from tests.repair.effects.stepping import trains, upon
 
 pytestmark = pytest.mark.usefixtures("apart")
 
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.usefixtures("apart")
 def changed(model, plan, x=None):
     """The model as it was, after one pass under the plan has changed it."""
     before = pickle.dumps(model)  # a copy that lives would be taken for a target network, and follow
-    with under(plan):
+    with upon(plan):
         trains(model)
         model(torch.randn(4, 6) if x is None else x)
     return pickle.loads(before)
@@ -60,7 +60,7 @@ def test_a_weight_of_two_modules_is_multiplied_once_and_a_parametrised_one_is_as
     model[1].weight = model[0].weight
     parametrizations.weight_norm(model[2])
     before = [layer.weight.detach().clone() for layer in model]
-    with under({"output_scale": {"modules": ["0", "1", "2"], "factor": 0.5}}):
+    with upon({"output_scale": {"modules": ["0", "1", "2"], "factor": 0.5}}):
         trains(model)
         model(torch.randn(4, 6))
     assert torch.equal(model[0].weight, before[0] * 0.5)
@@ -76,7 +76,7 @@ def test_a_target_network_follows():
 
 @pytest.mark.parametrize("key", ["output_scale", "branch_scale", "zero_bias"])
 def test_loaded_weights_are_refused(key):
-    with under({key: {"modules": ["0"], "factor": 0.5}}), pytest.raises(NotApplicable, match="loaded"):
+    with upon({key: {"modules": ["0"], "factor": 0.5}}), pytest.raises(NotApplicable, match="loaded"):
         model = nn.Sequential(nn.Linear(6, 6))
         model.load_state_dict(copy.deepcopy(model.state_dict()))
         trains(model)
@@ -103,7 +103,7 @@ def test_recurrent_weights_are_shrunk_to_a_radius_and_never_grown():
 
 
 def test_what_is_no_square_recurrent_weight_is_refused():
-    with under({"recurrent_radius": {"weights": ["0.weight"], "radius": 1}}), pytest.raises(NotApplicable):
+    with upon({"recurrent_radius": {"weights": ["0.weight"], "radius": 1}}), pytest.raises(NotApplicable):
         model = nn.Sequential(nn.Linear(6, 4))
         trains(model)
         model(torch.randn(4, 6))
@@ -123,7 +123,7 @@ def test_queries_and_keys_start_smaller_and_values_do_not():
     net = Net()
     before = copy.deepcopy(net.state_dict())
     plan = {"modules": ["parts.attention", "parts.q"], "fused": ["parts.attention"], "factor": 0.25}
-    with under({"query_key_scale": plan}):
+    with upon({"query_key_scale": plan}):
         trains(net)
         net(torch.randn(2, 3, 6))
     after = net.state_dict()

@@ -11,7 +11,8 @@ from torch.optim import lr_scheduler
 from steadygrad.clip import clipped_updates
 from steadygrad.repair.effects.change import Change
 from steadygrad.repair.effects.effect import Models, NotApplicable
-from tests.repair.effects.stepping import differences, leavings, under
+from tests.integrations.trainings import differences
+from tests.repair.effects.stepping import leavings, under
 
 
 def train(*, beta2=0.999, eps=1e-8, clipped=False, scaled=False, fused=False):

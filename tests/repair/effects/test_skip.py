@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from tests.repair.effects.stepping import differences, leavings, under
+from tests.integrations.trainings import differences
+from tests.repair.effects.stepping import leavings, under
 
 STEPS, BAD = 14, 11
 

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from steadygrad.repair.effects.effect import NotApplicable
-from tests.repair.effects.stepping import differences, leavings
-from tests.repair.effects.training import under
+from tests.integrations.trainings import differences
+from tests.repair.effects.stepping import leavings, upon
 
 pytestmark = pytest.mark.usefixtures("apart")
 
@@ -23,7 +23,7 @@ def train(plan, kill=(), steps=5, conv=False):
         x = torch.randn(32, 4)
     for unit in kill:
         model[0].bias.data[unit] = -50.0
-    with under(plan):
+    with upon(plan):
         optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
         for _ in range(steps):
             optimizer.zero_grad()
@@ -59,6 +59,6 @@ def test_biases_stay_within_their_limit():
 def test_without_a_bias_there_is_nothing_to_do():
     model = nn.Sequential(nn.Linear(4, 8, bias=False))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    with under({"dead_unit_reset": {"modules": ["0"]}}), pytest.raises(NotApplicable, match="bias"):
+    with upon({"dead_unit_reset": {"modules": ["0"]}}), pytest.raises(NotApplicable, match="bias"):
         model(torch.randn(2, 4))
     assert optimizer.param_groups and copy.deepcopy(model)

@@ -3,17 +3,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from steadygrad.repair.effects.change import Change
 from steadygrad.repair.survey.inputs import Inputs
+from tests.repair.survey.watching import watched_by
 
 COLUMNS = torch.tensor([1.0, 100.0, 1e4])
 
 
-def survey(model: nn.Module, batches: list[Tensor], *, change: bool = True) -> tuple[dict, list[float]]:
+def survey(model: nn.Module, batches: list[Tensor], *, watched: bool = True) -> tuple[dict, list[float]]:
     surveyor = Inputs()
-    run = Change({}, more=[surveyor] if change else [])
-    run.install()
-    try:
+    with watched_by(*([surveyor] if watched else [])) as run:
         optimizer = torch.optim.SGD(model.parameters(), lr=1e-6)
         run.optimizer_built(optimizer)
         losses = []
@@ -24,8 +22,6 @@ def survey(model: nn.Module, batches: list[Tensor], *, change: bool = True) -> t
             optimizer.step()
             losses.append(loss.item())
         return dict(surveyor.found()), losses
-    finally:
-        run.remove()
 
 
 def batches(rows: int = 8, count: int = 8) -> list[Tensor]:
@@ -49,7 +45,7 @@ def test_columns_of_the_layer_that_is_given_the_data_pooled_over_batches() -> No
 
 
 def test_the_twin_keeps_every_bit() -> None:
-    assert survey(mlp(), batches())[1] == survey(mlp(), batches(), change=False)[1]
+    assert survey(mlp(), batches())[1] == survey(mlp(), batches(), watched=False)[1]
 
 
 def test_rows_far_out_and_nan_are_left_out() -> None:
@@ -116,9 +112,7 @@ def test_a_pixel_in_another_unit_has_numbers_of_its_own() -> None:
 
 def test_a_part_that_is_called_by_itself_and_evaluation() -> None:
     surveyor = Inputs()
-    run = Change({}, more=[surveyor])
-    run.install()
-    try:
+    with watched_by(surveyor) as run:
         model = mlp()
         optimizer = torch.optim.SGD(model.parameters(), lr=1e-6)
         run.optimizer_built(optimizer)
@@ -127,7 +121,5 @@ def test_a_part_that_is_called_by_itself_and_evaluation() -> None:
             with torch.no_grad():
                 hidden = model[0](1000 * x)
                 model[2](hidden)
-    finally:
-        run.remove()
     found = surveyor.found()["modules"]
     assert list(found) == ["0"] and found["0"]["mean"][0] == pytest.approx(5.0, abs=0.5)

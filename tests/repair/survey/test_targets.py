@@ -5,8 +5,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from steadygrad.repair.effects.change import Change
 from steadygrad.repair.survey.targets import TargetsOf
+from tests.repair.survey.watching import watched_by
 
 MEAN, STD = torch.tensor([100.0, -3.0]), torch.tensor([40.0, 0.5])
 Loss = Callable[[nn.Module, Tensor, Tensor], Tensor]
@@ -28,9 +28,7 @@ def survey(loss_of: Loss, *, watched: bool = True, start: float = 1.0) -> tuple[
     with torch.no_grad():
         model.value.weight.mul_(start)
     surveyor = TargetsOf()
-    run = Change({}, more=[surveyor] if watched else [])
-    run.install()
-    try:
+    with watched_by(*([surveyor] if watched else [])) as run:
         optimizer = torch.optim.SGD(model.parameters(), lr=1e-9)
         run.optimizer_built(optimizer)
         losses = []
@@ -42,8 +40,6 @@ def survey(loss_of: Loss, *, watched: bool = True, start: float = 1.0) -> tuple[
             optimizer.step()
             losses.append(loss.item())
         return dict(surveyor.found()), losses
-    finally:
-        run.remove()
 
 
 def both(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
@@ -76,17 +72,13 @@ def test_one_column_that_is_squeezed() -> None:
     torch.manual_seed(0)
     model = nn.Linear(3, 1)
     surveyor = TargetsOf()
-    run = Change({}, more=[surveyor])
-    run.install()
-    try:
+    with watched_by(surveyor) as run:
         optimizer = torch.optim.SGD(model.parameters(), lr=1e-9)
         run.optimizer_built(optimizer)
         for _ in range(4):
             loss = F.mse_loss(model(torch.randn(16, 3)).squeeze(-1), torch.randn(16) * 30 + 7)
             run.backward([loss], [loss.detach()])
             loss.backward()
-    finally:
-        run.remove()
     assert surveyor.found()["modules"][""]["std"] == pytest.approx(30, rel=0.3)
 
 

@@ -6,8 +6,8 @@ from typing import Any, ClassVar
 
 import torch
 from torch import nn
-from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
+from steadygrad.probe.call_hooks import CallHooks
 from steadygrad.repair.effects.effect import Effect, Models, NotApplicable
 
 
@@ -28,21 +28,16 @@ class TrainMode(Effect):
         self._trained: set[nn.Module] = set()
         self._stack: list[nn.Module] = []
         self._changed: list[nn.Module] = []
-        self._handles: list[Any] = []
+        self._calls = CallHooks()
 
     def install(self) -> None:
-        self._handles = [
-            register_module_forward_pre_hook(self._enter),  # type: ignore[arg-type]
-            register_module_forward_hook(self._leave, always_call=True),
-        ]
+        self._calls.install(self._enter, self._leave)
 
     def models(self, models: Models) -> None:
         self._trained = set(models.modules.values())
 
     def remove(self) -> None:
-        for handle in self._handles:
-            handle.remove()
-        self._handles = []
+        self._calls.remove()
         self._give_back()
 
     def _enter(self, module: nn.Module, args: Any) -> None:

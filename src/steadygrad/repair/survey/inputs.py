@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import weakref
-from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
+from steadygrad.probe.call_hooks import CallHooks
 from steadygrad.repair.effects._entry import Entry, feature_axis
-from steadygrad.repair.effects.effect import Models
-from steadygrad.repair.survey.surveyor import Surveyor
+from steadygrad.repair.survey.by_layer import ByLayer
 
 CALLS = 64  # of a layer in training, whose inputs are measured
 MAX_ELEMENTS = 2**20  # kept of them
@@ -23,7 +20,7 @@ OUTLIER = 20.0  # times the median row: left out of the statistics
 FARTHEST = 10.0  # deviations that a value may lie from its mean: a pixel that is hardly ever lit
 
 
-class Inputs(Surveyor):
+class Inputs(ByLayer["_Seen"]):
     """What the layers with weights are given that take the batch, over the first training batches.
 
     ``found()``: ``{"modules": {path: {"mean", "std", "axis", "rms", "ratio"}}}``, with ``rms`` of all values and
@@ -34,25 +31,15 @@ class Inputs(Surveyor):
     key: ClassVar[str] = "inputs"
 
     def __init__(self, value: Any = None) -> None:
+        super().__init__()
         self._entry = Entry()
-        self._seen: weakref.WeakKeyDictionary[nn.Module, _Seen] = weakref.WeakKeyDictionary()
-        self._names: weakref.WeakKeyDictionary[nn.Module, str] = weakref.WeakKeyDictionary()
-        self._handles: list[Any] = []
+        self._calls = CallHooks()
 
     def install(self) -> None:
-        self._handles = [
-            register_module_forward_pre_hook(self._enter),  # type: ignore[arg-type]
-            register_module_forward_hook(self._leave, always_call=True),
-        ]
-
-    def models(self, models: Models) -> None:
-        for path, module in models.modules.items():
-            self._names[module] = path
+        self._calls.install(self._enter, self._leave)
 
     def remove(self) -> None:
-        for handle in self._handles:
-            handle.remove()
-        self._handles = []
+        self._calls.remove()
 
     def _enter(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         raw = self._entry.enter(module, args)
@@ -68,15 +55,6 @@ class Inputs(Surveyor):
 
     def _leave(self, module: nn.Module, args: Any, output: Any) -> None:
         self._entry.leave(module)
-
-    def found(self) -> Mapping[str, Any]:
-        modules = {}
-        for module, seen in self._seen.items():
-            path = self._names.get(module)
-            facts = seen.facts() if path is not None else None
-            if facts is not None:
-                modules[path] = facts
-        return {"modules": modules} if modules else {}
 
 
 class _Seen:

@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
 from steadygrad.init._calls import CONTRACTIONS
 from steadygrad.init._trace import Graph, Node, Recorder, _on_leave, tensors_in
 from steadygrad.locating.frames import Site, current_site
+from steadygrad.probe.call_hooks import CallHooks
 from steadygrad.probe.names import find_compiled
 from steadygrad.repair.effects.effect import Models
 
@@ -80,18 +80,15 @@ class Recording:
         self._paths: dict[int, str] = {}
         self._stack: list[nn.Module] = []
         self._on = False
-        self._handles: list[Any] = []
+        self._calls = CallHooks()
         self._thread = threading.get_ident()
 
     def install(self) -> None:
-        self._handles = [
-            register_module_forward_pre_hook(self._enter),  # type: ignore[arg-type]
-            register_module_forward_hook(self._leave, always_call=True),  # type: ignore[arg-type]
-        ]
+        self._calls.install(self._enter, self._leave)
 
     def begin(self, models: Models) -> None:
         """These models are about to run. Those known before are recorded anew."""
-        if self._stack or not self._handles or find_compiled():
+        if self._stack or not self._calls.installed or find_compiled():
             return
         self._paths = {id(module): path for path, module in models.modules.items()}
         self._recorder = _Onlooker(models)
@@ -107,9 +104,7 @@ class Recording:
         return Graph(recorder.nodes, recorder.param_names), recorder.sites
 
     def remove(self) -> None:
-        for handle in self._handles:
-            handle.remove()
-        self._handles = []
+        self._calls.remove()
 
     def _enter(self, module: nn.Module, args: Any) -> None:
         if self._recorder is None or threading.get_ident() != self._thread:

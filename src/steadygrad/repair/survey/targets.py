@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import weakref
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,8 +21,8 @@ from steadygrad.graph.walk import Graph, Node, op
 from steadygrad.probe.names import find_compiled
 from steadygrad.repair.effects._modes import RunMode
 from steadygrad.repair.effects.effect import Models
+from steadygrad.repair.survey.by_layer import ByLayer
 from steadygrad.repair.survey.inputs import rounded
-from steadygrad.repair.survey.surveyor import Surveyor
 
 LOOKS = 32  # backward passes of which the targets are measured
 MAX_KEPT = 256  # outputs from a forward to its backward
@@ -41,7 +40,7 @@ READABLE = 1e3  # times the targets: of a larger prediction, target = prediction
 _Output = tuple[Node, int, nn.Module, Tensor]  # its node and number there, the layer that made it
 
 
-class TargetsOf(Surveyor):
+class TargetsOf(ByLayer["_Seen"]):
     """The targets of each regression in the first backward passes, with the layer that makes the prediction.
 
     ``found()``: ``{"modules": {path: {"mean", "std", "axis", "power", "rms", "ratio"}}}``, with ``rms`` of all targets
@@ -52,10 +51,9 @@ class TargetsOf(Surveyor):
     key: ClassVar[str] = "targets"
 
     def __init__(self, value: Any = None) -> None:
+        super().__init__()
         self._outputs: deque[_Output] = deque(maxlen=MAX_KEPT)
         self._plain: deque[Tensor] = deque(maxlen=MAX_PLAIN)
-        self._names: weakref.WeakKeyDictionary[nn.Module, str] = weakref.WeakKeyDictionary()
-        self._seen: weakref.WeakKeyDictionary[nn.Module, _Seen] = weakref.WeakKeyDictionary()
         self._looks = 0
         self._handle: Any = None
         self._differences = _Differences()
@@ -64,8 +62,7 @@ class TargetsOf(Surveyor):
         self._handle = register_module_forward_hook(self._leave)
 
     def models(self, models: Models) -> None:
-        for path, module in models.modules.items():
-            self._names[module] = path
+        super().models(models)
         if (
             self._looks == 0 and self._handle is not None and not find_compiled()
         ):  # which a mode does not go with
@@ -114,15 +111,6 @@ class TargetsOf(Surveyor):
                 module, output = maker
                 target = self._differences.target_of(seen.node)
                 self._seen.setdefault(module, _Seen()).take(seen, seen.targets, output, target)
-
-    def found(self) -> Mapping[str, Any]:
-        modules = {}
-        for module, seen in self._seen.items():
-            path = self._names.get(module)
-            facts = seen.facts() if path is not None else None
-            if facts is not None:
-                modules[path] = facts
-        return {"modules": modules} if modules else {}
 
 
 class _Differences(RunMode):
