@@ -1,6 +1,18 @@
 """For all tests."""
 
+import gc
 import signal
+
+import pytest
+
+
+@pytest.fixture
+def apart():
+    """Models are looked for among all objects of the process: leave out those of the test runner and of other tests."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 def pytest_configure():

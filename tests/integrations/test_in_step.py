@@ -35,6 +35,7 @@ def test_the_run_trains_on_from_the_state_of_the_winner(tmp_path):
     assert loop.calls == 120 + remedy.details["trials"] * remedy.details["trial_steps"]
 
 
+@pytest.mark.slow
 def test_every_replay_goes_past_the_failing_step(tmp_path):
     loop = Owned()
     summary = loop.train(tmp_path, steps=60)
@@ -52,6 +53,7 @@ def test_a_run_without_incident_is_bit_identical(tmp_path):
     assert loops[0].calls == 60
 
 
+@pytest.mark.slow
 def test_the_generators_go_on_as_if_nothing_had_been_replayed(tmp_path):
     class Noisy(Owned):
         def once(self, x, y):
@@ -67,6 +69,7 @@ def test_the_generators_go_on_as_if_nothing_had_been_replayed(tmp_path):
     assert torch.equal(torch.rand(4), after)
 
 
+@pytest.mark.slow
 def test_the_value_is_that_of_the_replay_that_was_kept(tmp_path):
     """The step that fails has no finite loss of its own here: its batch is fine, the rate is not."""
     loop = Owned(lr=0.6, bad=())

@@ -65,6 +65,7 @@ def test_a_run_trains_that_the_guard_alone_does_not_save(tmp_path):
     assert remedy.code == "G100" and not remedy.prescribed
 
 
+@pytest.mark.slow
 def test_the_winner_stays_and_the_user_sees_his_own_rate(tmp_path):
     loop = Loop()
     rates = []
@@ -126,6 +127,7 @@ def test_a_skip_is_no_reason_to_try_anything(tmp_path):
     assert {a.action for a in summary.actions} == {"skip"}
 
 
+@pytest.mark.slow
 def test_an_incident_has_one_repair(tmp_path):
     loop = Loop(lr=0.05, momentum=0.0, bad=[*range(30, 33), *range(205, 208)])
     summary = loop.train(tmp_path, steps=215, repair="live")
@@ -152,6 +154,7 @@ def test_an_evaluation_never_sees_the_weights_of_a_trial(tmp_path):
     assert remedies(run.close()) == []  # the guard alone, from there on
 
 
+@pytest.mark.slow
 def test_a_loop_that_ends_among_trials_keeps_the_best_that_is_known(tmp_path):
     summary = Loop().train(tmp_path, steps=130, repair="live")
     assert any("in the middle of a trial" in note for note in summary.notes)
@@ -179,6 +182,7 @@ def test_what_the_loop_raises_in_a_trial_is_its_own_and_the_trial_is_undone(erro
     assert loop.error() < 2 * TRIVIAL  # the state that the guard went back to, not that of a trial
 
 
+@pytest.mark.slow
 def test_a_remedy_that_fails_in_its_trial_is_no_candidate_and_harms_nothing(tmp_path, monkeypatch):
     def broken(self, optimizer):
         raise RuntimeError("a bug of ours")

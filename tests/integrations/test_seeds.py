@@ -41,6 +41,7 @@ def drawn(folder, seed: int, offset: int) -> list[list[float]]:
     return json.loads(result.stdout_tail)
 
 
+@pytest.mark.slow
 def test_seeds_are_shifted_where_the_script_sets_them(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "s.py").write_text(DRAW.format(s=5 + STRIDE))

@@ -73,6 +73,7 @@ def test_the_run_is_the_arm_bit_for_bit_and_the_evaluation_sees_the_change(here)
     assert "lr_factor 0.1" in action["reason"] and "fix.json" in action["reason"]
 
 
+@pytest.mark.slow
 def test_summary_and_report_say_which_one_was_in_force(here):
     write(here, {"lr_factor": 0.1}, remedies=[{"name": "lr / 10"}])
     out = call([*STEADYGRAD, "run", "--with", "fix.json", "train.py"], here)
@@ -82,6 +83,7 @@ def test_summary_and_report_say_which_one_was_in_force(here):
     assert said in (here / "runs" / "train-1" / "report.html").read_text()
 
 
+@pytest.mark.slow
 def test_processes_of_a_launcher_have_it_too(here):
     arguments = ["--with", "fix.json", "--json", "out.json", "--", sys.executable, "train.py"]
     out = call([*STEADYGRAD, "run", *arguments], here)
@@ -151,6 +153,7 @@ def test_compiled_code_is_switched_off_where_the_plan_does_not_reach_into_it(her
         assert call([*PYTHON, "-c", code], here).stdout == f"{wanted}\n"
 
 
+@pytest.mark.slow
 def test_live_repair_from_the_command_line(here):
     out = call([*STEADYGRAD, "run", "--repair", "live", "train.py"], here)
     assert out.returncode == 0 and left(out.stdout) == left(call([*PYTHON, "train.py"], here).stdout)

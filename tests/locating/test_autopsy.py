@@ -206,7 +206,7 @@ def test_the_line_is_found_one_step_later():
     assert line_of(suspect.node, suspect.nth, [loss]).line == 0  # nothing was kept
 
 
-def test_names_are_found_among_live_modules():
+def test_names_are_found_among_live_modules(apart):
     model = Net()
     found = autopsy([(model(torch.randn(5, 3)) * 0).log().mean()])
     assert found.upstream.endswith(("b.weight", "b.bias"))

@@ -64,4 +64,3 @@ class TrialReport:
             survey=data["survey"],
             terms=tuple(of_json(LossTerm, t) for t in data["terms"]),
         )
-

@@ -55,8 +55,8 @@ def repair_training(
         ...         optimizer.step()
         ...         yield loss.item()
         >>> found = repair_training(training)
-        >>> found.cured, [remedy.name for remedy in found.remedies]
-        (True, ['lr / 10'])
+        >>> found.cured, found.causes[0].cause, len(found.remedies)
+        (True, 'lr_too_large', 1)
     """
     start = rng_state()
 

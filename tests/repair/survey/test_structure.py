@@ -1,6 +1,5 @@
 """What the twin tells of its models, without a bit of it being changed."""
 
-import gc
 import inspect
 import json
 
@@ -12,12 +11,7 @@ from torch import nn
 from steadygrad.repair.effects.change import Change
 from steadygrad.repair.survey.structure import Structure
 
-
-@pytest.fixture(autouse=True)
-def apart():
-    gc.freeze()  # models are looked for among all objects of the process: leave those of the test runner out
-    yield
-    gc.unfreeze()
+pytestmark = pytest.mark.usefixtures("apart")
 
 
 def survey(model, x, passes=1, surveyed=True):
