@@ -72,6 +72,11 @@ def test_page_of_the_diagnosis_is_fresh(generated):
     assert (ROOT / "docs" / "diagnosis.md").read_text() == wanted, "run: python docs/generate_diagnosis.py"
 
 
+def test_page_of_plans_is_fresh(generated):
+    wanted = generated("generate_effects").text()
+    assert (ROOT / "docs" / "plan.md").read_text() == wanted, "run: python docs/generate_effects.py"
+
+
 def test_page_of_repair_is_fresh(generated):
     wanted = generated("generate_repair").text()
     assert (ROOT / "docs" / "repair_results.md").read_text() == wanted, "run: python docs/generate_repair.py"

@@ -88,7 +88,7 @@ class RayArmRunner(Runner):
         try:
             self._ray: Any = importlib.import_module("ray")
         except ImportError as error:
-            raise ImportError("arms on a cluster need Ray: pip install ray") from error
+            raise ImportError("arms on a cluster need Ray: pip install 'steadygrad[ray]'") from error
         self._words, self._target = list(words), target
         self._address = address
         self._task: Any = None
