@@ -13,9 +13,10 @@ from steadygrad.repair.effects import ALL
 
 HEAD = """# What a prescription can change
 
-The `plan` of a prescription maps these keys to values. `steadygrad repair` writes it; it may be written by hand as well, as
-`{"schema": 1, "plan": {"lr_factor": 0.1}}`, and put in force by `steadygrad run --with FILE train.py`. Keys can be combined. Those
-marked eager do not reach into compiled code: the run goes with `TORCH_COMPILE_DISABLE=1`.
+The `plan` of a prescription maps these keys to values. `steadygrad repair` writes it; it may be written by
+hand as well, as `{"schema": 1, "plan": {"lr_factor": 0.1}}`, and put in force by
+`steadygrad run --with FILE train.py`. Keys can be combined. Those marked eager do not reach into compiled
+code: the run goes with `TORCH_COMPILE_DISABLE=1`.
 
 """
 
