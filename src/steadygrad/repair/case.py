@@ -9,6 +9,7 @@ from typing import Any
 from steadygrad.diagnose.facts import Facts
 from steadygrad.records import Cause, Finding
 
+MADE = 0.3  # probability of bootstrapped targets from which on they are taken for such
 EXPLOSION = ("nonfinite", "stopped", "nan_loss", "exploded", "unbounded", "worse")
 
 
@@ -32,6 +33,13 @@ class Case:
         steps = [f.step for f in self.findings if f.severity == "alarm"]
         located = self.facts.located
         return min([*steps, *([located.step] if located is not None else [])], default=None)
+
+    @property
+    def targets_move(self) -> bool:
+        """Whether the model itself, or a copy of it, makes what it is to predict: no data, and no yardstick."""
+        portraits = [p for p in (self.facts.portrait, self.facts.at) if p is not None]
+        moves = any(t.target_moves for p in portraits for t in p.terms)
+        return moves or self.has("M113") or self.probability("bootstrapped_target") > MADE
 
     def probability(self, cause: str) -> float:
         """Of one cause; 0 if nothing speaks for it."""

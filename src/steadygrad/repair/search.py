@@ -140,7 +140,8 @@ class Search:
             wanted = lead.remedies[0].lead
             assert wanted is not None
             (tried,) = self._try([lead], None)
-            if self._works(tried) and (not self._has_yardstick() or self._level(tried) < math.log(wanted)):
+            kept = not self._has_yardstick() or self._level(tried) < math.log(wanted)
+            if self._works(tried) and not self._is_fluke(tried) and kept:
                 return tried
         return None
 

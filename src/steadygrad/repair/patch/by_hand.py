@@ -18,6 +18,7 @@ TOLD: dict[str, tuple[str, ...]] = {
     "lr_cap": ("never let the learning rate rise above {0} times its first value",),
     "lr_floor": ("never let the learning rate fall below {0} times its first value",),
     "lr_decay": ("let the learning rate fall, in a line, to 2 % over the last half of {0} steps",),
+    "hold_targets": ("let the target network follow once every {0} steps only",),
     "rewarm_steps": (
         "let the learning rate rise anew over {0} steps where it jumps and after steps left out",
     ),

@@ -16,9 +16,9 @@ INPUT_FACTS, TARGET_FACTS = ("mean", "std", "axis"), ("mean", "std", "axis", "po
 
 
 def scaled_data(case: Case) -> Iterator[Remedy]:
-    """Inputs standardised, targets standardised, and both."""
+    """Inputs standardised, targets standardised, and both; targets that the model makes have no scale of their own."""
     inputs = {} if case.facts.optimizers > 1 else _off(case.survey.get("inputs", {}))
-    targets = _off(case.survey.get("targets", {}))
+    targets = {} if case.targets_move else _off(case.survey.get("targets", {}))
     if inputs:
         yield Remedy(
             name="inputs standardised",
