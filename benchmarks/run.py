@@ -20,6 +20,7 @@ ALL = {
     "locate": ["planted.py"],
     "forecast": ["forecast.py"],
     "diagnosis": ["diagnosis.py", "--interventions", "--cases"],
+    "repair": ["repair.py", "--all"],
 }
 
 
