@@ -64,6 +64,12 @@ def test_of_remedies_that_are_nearly_equal_the_least_intrusive_is_chosen():
     assert names(Search(case(STUCK), STUCK, candidates, world)()) == ["lr"]
 
 
+def test_where_none_learns_well_the_best_is_chosen_though_it_changes_more():
+    world = World({("clip",): 1.2, ("momentum",): 0.95}, otherwise=2.0)
+    candidates = [remedy("clip", "x", intrusiveness=0.06), remedy("momentum", "x", intrusiveness=0.2)]
+    assert names(Search(case(STUCK), STUCK, candidates, world)()) == ["momentum"]
+
+
 def test_a_rejected_remedy_gives_way_to_the_next_one():
     world = World({("a",): 0.1, ("b",): 0.2}, otherwise=2.0)
     search = Search(case(STUCK), STUCK, [remedy(x, "x") for x in "ab"], world)

@@ -54,7 +54,7 @@ def ladder(healthy_norm: float | None, group: Mapping[str, Any]) -> list[Remedy]
     """
     level = CLIP * healthy_norm if healthy_norm else USUAL_CLIP
     adam = "betas" in group
-    causes = ("exploding_gradient",)
+    causes = ("lr_too_large", "recurrent_growth")
     found = [
         _tuning("skip outliers", {"skip_above": 20.0}, ("bad_batch",), 0.05),
         _tuning(f"clip at {level:.3g}", {"clip_norm": level}, causes, 0.06),

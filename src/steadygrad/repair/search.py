@@ -260,14 +260,16 @@ class Search:
         return self._works(tried) and not self._is_fluke(tried) and self._level(tried) < enough
 
     def _best(self) -> Tried | None:
-        """Of those that are nearly as good as the best of all, the one that changes least."""
+        """Of those that have learned nearly as well as the best of all, the one that changes least."""
         works = [t for t in self._tried if self._works(t)]
         if not works:
             return None
         if not self._has_yardstick():  # a lower loss is no better one: that it trains is all that is known
             return min(works, key=lambda t: (not self._serves_leading(t), t.arm.intrusiveness, t.score))
         best = min(self._level(t) for t in works)
-        near = [t for t in works if self._level(t) <= best - NEAR]
+        if not best < GOOD:  # none has learned well: what was gained counts most
+            return min(works, key=lambda t: t.score)
+        near = [t for t in works if self._level(t) <= min(best - NEAR, GOOD)]
         return min(near, key=lambda t: (t.arm.intrusiveness, t.score))
 
     def _serves_leading(self, tried: Tried) -> bool:
