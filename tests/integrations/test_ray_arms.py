@@ -99,5 +99,5 @@ def test_an_interrupt_ends_all(tmp_path):
 
 @pytest.mark.skipif(HAS_RAY, reason="ray is installed")
 def test_without_ray_it_says_what_to_install():
-    with pytest.raises(ImportError, match="pip install ray"):
+    with pytest.raises(ImportError, match=r"pip install 'steadygrad\[ray\]'"):
         RayArmRunner(["s.py"], Target("s.py"))
