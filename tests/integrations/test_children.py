@@ -114,20 +114,19 @@ def test_a_signal_to_the_parent_ends_all(name, tmp_path):
     alive = Alive(tmp_path / "alive")
     (tmp_path / "stubborn.py").write_text(STUBBORN)
     number = getattr(signal, name)
-    parent = subprocess.Popen(
+    with subprocess.Popen(
         [sys.executable, "-c", PARENT, str(tmp_path / "stubborn.py"), str(tmp_path / "alive")],
         cwd=tmp_path,
         env=environment(TMPDIR=str(tmp_path)),
         stdout=subprocess.PIPE,
         text=True,
-    )
-    try:
-        assert alive.begun()
-        parent.send_signal(number)
-        said, _ = parent.communicate(timeout=60)
-    finally:
-        parent.kill()
-        parent.wait()
+    ) as parent:
+        try:
+            assert alive.begun()
+            parent.send_signal(number)
+            said, _ = parent.communicate(timeout=60)
+        finally:
+            parent.kill()
     assert said == f"interrupted by {int(number)} (None, None)\n"
     assert alive.gone()
     assert not list(tmp_path.glob("steadygrad-*"))
