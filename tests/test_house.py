@@ -40,6 +40,7 @@ FLOORS = {
     "running": 7,
     "checking": 7,
     "mending": 7,
+    "cli_words": 7,
     "cli": 8,
 }
 

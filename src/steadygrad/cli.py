@@ -18,14 +18,13 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperCommand
 
 from steadygrad import __version__, config
 from steadygrad.checking import run_check, run_diagnose, run_rerun
-from steadygrad.integrations.launcher import check_command
+from steadygrad.cli_words import DiagnoseCommand, RunCommand, Words, checked_target
 from steadygrad.integrations.options import Options
 from steadygrad.integrations.prescribed import read_prescription
-from steadygrad.integrations.script import BadTarget, Target
+from steadygrad.integrations.script import BadTarget
 from steadygrad.mending import Wish, run_repair
 from steadygrad.report import machine
 from steadygrad.report.terminal import shown_path
@@ -71,37 +70,6 @@ class BadInput(Exception):
     """What the user typed cannot be used; one line says why."""
 
 
-class _RunCommand(TyperCommand):
-    """``-m NAME`` ends our own options, as it does for python: what follows belongs to the module."""
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        takes_value = {o for p in self.params if not getattr(p, "is_flag", True) for o in p.opts}
-        return list(super().parse_args(ctx, end_options_at_module(args, takes_value)))
-
-
-class _DiagnoseCommand(_RunCommand):
-    """Behind ``--rerun`` stands a script, and what follows that belongs to it."""
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        ctx.allow_interspersed_args = "--rerun" not in args
-        return super().parse_args(ctx, args)
-
-
-def end_options_at_module(args: Sequence[str], takes_value: set[str]) -> list[str]:
-    """Put ``--`` before a ``-m`` that stands among our own options.
-
-    Example:
-        >>> end_options_at_module(["--name", "-m", "-m", "train", "--lr", "3"], {"--name"})
-        ['--name', '-m', '--', '-m', 'train', '--lr', '3']
-    """
-    i = 0
-    while i < len(args) and args[i].startswith("-") and args[i] != "--":
-        if args[i].startswith("-m"):
-            return [*args[:i], "--", *args[i:]]
-        i += 2 if args[i] in takes_value else 1
-    return list(args)
-
-
 @app.callback(invoke_without_command=True)
 def _steadygrad(
     ctx: typer.Context,
@@ -114,16 +82,9 @@ def _steadygrad(
         typer.echo(ctx.get_help(), nl=False)
 
 
-@app.command(cls=_RunCommand, context_settings={"allow_interspersed_args": False})
+@app.command(cls=RunCommand, context_settings={"allow_interspersed_args": False})
 def run(
-    words: Annotated[
-        list[str],
-        typer.Argument(
-            metavar="SCRIPT",
-            help="A script, -m MODULE, or a command that starts Python. What follows belongs to it.",
-            show_default=False,
-        ),
-    ],
+    words: Words,
     json: Annotated[
         str | None, typer.Option(metavar="FILE", help="Write the summary as JSON; - for standard output.")
     ] = None,
@@ -185,35 +146,11 @@ def run(
         )
     if os.path.exists(options.runs) and not os.path.isdir(options.runs):
         raise BadInput(f"the runs folder {options.runs} is a file")
-    target = target_of(words)
-    if target is not None:
-        target.check()
-    else:
-        check_command(words)
+    target = checked_target(words)
     json = _json_path(json)
     if prescription is not None:
         options = replace(options, prescription=read_prescription(prescription))
     return functools.partial(run_watched, words, target, options, quiet=quiet, json=json)
-
-
-def target_of(words: Sequence[str]) -> Target | None:
-    """The script or module that the words name; None if they are another command.
-
-    Example:
-        >>> target_of(["-m", "pkg.train", "--lr", "3"])
-        Target(name='pkg.train', args=('--lr', '3'), is_module=True)
-        >>> target_of(["torchrun", "train.py"]) is None
-        True
-    """
-    first = words[0]
-    if first.startswith("-m"):
-        if first == "-m" and len(words) == 1:
-            raise BadTarget("-m needs the name of a module")
-        name, rest = (words[1], words[2:]) if first == "-m" else (first[2:], words[1:])
-        return Target(name, tuple(rest), is_module=True)
-    if first.endswith(".py") or os.path.isdir(first):
-        return Target(first, tuple(words[1:]))
-    return None
 
 
 def _json_path(json: str | None) -> str | None:
@@ -228,31 +165,20 @@ def _json_path(json: str | None) -> str | None:
     return path
 
 
-@app.command(cls=_RunCommand, context_settings={"allow_interspersed_args": False})
+@app.command(cls=RunCommand, context_settings={"allow_interspersed_args": False})
 def check(
-    words: Annotated[
-        list[str],
-        typer.Argument(
-            metavar="SCRIPT",
-            help="A script, -m MODULE, or a command that starts Python. What follows belongs to it.",
-            show_default=False,
-        ),
-    ],
+    words: Words,
     steps: Annotated[int, typer.Option(metavar="N", help="Optimizer steps to watch.", min=1)] = 10,
     json: Annotated[
         str | None, typer.Option(metavar="FILE", help="Write the forecast as JSON; - for standard output.")
     ] = None,
 ) -> Job:
     """Run the first steps of a script, stop it, and say whether it will fail. Exit code 1 if it will."""
-    target = target_of(words)
-    if target is not None:
-        target.check()
-    else:
-        check_command(words)
+    target = checked_target(words)
     return functools.partial(run_check, words, target, steps, _json_path(json))
 
 
-@app.command(cls=_DiagnoseCommand)
+@app.command(cls=DiagnoseCommand)
 def diagnose(
     words: Annotated[
         list[str],
@@ -290,11 +216,7 @@ def diagnose(
     steadygrad diagnose --rerun train.py --epochs 3
     """
     if rerun:
-        target = target_of(words)
-        if target is not None:
-            target.check()
-        else:
-            check_command(words)
+        target = checked_target(words)
         return functools.partial(
             run_rerun, words, target, _json_path(json), steps=steps, jobs=jobs, timeout=timeout
         )
@@ -304,16 +226,9 @@ def diagnose(
     return functools.partial(run_diagnose, resolve_run(root, words[0]), _json_path(json))
 
 
-@app.command(cls=_RunCommand, context_settings={"allow_interspersed_args": False})
+@app.command(cls=RunCommand, context_settings={"allow_interspersed_args": False})
 def repair(
-    words: Annotated[
-        list[str],
-        typer.Argument(
-            metavar="SCRIPT",
-            help="A script, -m MODULE, or a command that starts Python. What follows belongs to it.",
-            show_default=False,
-        ),
-    ],
+    words: Words,
     json: Annotated[
         str | None, typer.Option(metavar="FILE", help="Write what was found as JSON; - for standard output.")
     ] = None,
@@ -360,11 +275,7 @@ def repair(
     runs = os.path.abspath(settings.get("runs", "runs"))
     if os.path.exists(runs) and not os.path.isdir(runs):
         raise BadInput(f"the runs folder {runs} is a file")
-    target = target_of(words)
-    if target is not None:
-        target.check()
-    else:
-        check_command(words)
+    target = checked_target(words)
     wish = Wish(
         words,
         target,

@@ -21,11 +21,9 @@ from steadygrad.report.text import clean
 from steadygrad.trace.rundir import create_run_dir
 
 if TYPE_CHECKING:  # they load numpy and torch, which --help has no need of
-    from steadygrad.diagnose.trial import TrialReport
     from steadygrad.integrations.mend_script import Engine, Proof, Run, ScriptRuns
     from steadygrad.repair.case import Case
     from steadygrad.repair.mend import Answer, Repair, Request
-    from steadygrad.repair.search import Tried
 
 CURED, NOT_CURED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 
@@ -156,6 +154,8 @@ class _Voice:
         if answer.report is None:
             self._screen.end(self._first + index, answer.note or "it took no step")
             return
+        from steadygrad.report.repair_json import run_json
+
         came = run_json(answer.report)
         self._screen.end(
             self._first + index, f"{outcome(came)} after {came['steps']:,} steps", came["trains"]
@@ -178,95 +178,21 @@ class _Voice:
         self._screen.close()
 
 
-# ---------------------------------------------------------------------- as JSON
-def run_json(report: TrialReport) -> dict[str, Any]:
-    """What a run came to. ``survived``: it stayed finite and did not explode; ``trains``: it does not fail at all."""
-    from steadygrad.repair.case import Case
-    from steadygrad.repair.score import FAILING, trains
+# ---------------------------------------------------------------------- the end
+def _told(wish: Wish, runs: ScriptRuns, repair: Repair, proof: Proof | None) -> dict[str, Any]:
+    """What was found, for people and for machines."""
+    from steadygrad.report.repair_json import repair_json
 
-    verdict = report.facts.verdict
-    assert verdict is not None
-    survived = verdict.kind not in FAILING
-    failed_at = Case(report.facts, findings=report.findings).failed_at
-    return {
-        "survived": survived,
-        "trains": trains(report),
-        "loss_first": verdict.start,
-        "loss_last": verdict.end,
-        "steps": report.steps,
-        "failed_at": None if survived else failed_at,
-        "kind": verdict.kind,
-        "verdict": verdict.reason,
-    }
-
-
-NO_RUN: Mapping[str, Any] = {
-    "survived": None,
-    "trains": None,
-    "loss_last": None,
-    "failed_at": None,
-    "kind": "",
-    "verdict": "",
-}
-
-
-def repair_json(wish: Wish, runs: ScriptRuns, repair: Repair, proof: Proof | None) -> dict[str, Any]:
-    """The object that ``--json`` and ``prescription.json`` hold, without the paths of what was saved."""
-    twin = repair.twin
     patch = proof.patch if proof is not None else None
-    located = twin.facts.located
     return {
-        "schema": machine.SCHEMA,
-        "cured": repair.cured,
-        "healthy": repair.healthy,
-        "causes": [c.to_json() for c in repair.causes],
-        "prescription": None,
-        "remedies": [r.name for r in repair.remedies],
-        "patch": None,
-        "twin": run_json(twin),
-        "fixed": run_json(repair.fixed) if repair.fixed is not None else dict(NO_RUN),
-        "arms": [_arm_json(tried) for tried in repair.tried],
-        "steps_total": repair.steps_total,
-        "seconds": repair.seconds,
-        "script": wish.shown,
-        "argv": list(wish.words),
-        "plan": repair.plan,
-        "advice": [r.advice for r in repair.remedies],
-        "safety": [r.safety for r in repair.remedies],
-        "found_by": "evidence" if repair.lead else "search",
-        "deterministic": repair.deterministic,
-        "runs_worth": repair.steps_total / max(1, twin.steps, repair.fixed.steps if repair.fixed else 0),
+        **repair_json(repair, wish.shown, wish.words),
         "cut_at": runs.steps,
         "resumed_from": runs.resume_from,
-        "seeds": [
-            {
-                "seed_offset": s.seed_offset,
-                "twin": run_json(s.twin) if s.twin is not None else dict(NO_RUN),
-                "fixed": run_json(s.fixed) if s.fixed is not None else dict(NO_RUN),
-                "twin_trains": s.twin_trains,
-                "fixed_trains": s.fixed_trains,
-            }
-            for s in repair.seeds
-        ],
-        "findings": [f.to_json() for f in twin.findings],
-        "first_nonfinite": located.to_json() if located is not None else None,
         "patch_state": proof.state if proof is not None else "none",
         "patch_steps": proof.steps if proof is not None else 0,
         "patch_note": proof.note if proof is not None else "",
         "patch_notes": list(patch.notes) if patch is not None else [],
         "notes": _notes(runs, repair),
-    }
-
-
-def _arm_json(tried: Tried) -> dict[str, Any]:
-    came = run_json(tried.report) if tried.report is not None else {**NO_RUN, "steps": 0}
-    return {
-        "name": tried.arm.name,
-        "remedies": [r.name for r in tried.arm.remedies],
-        "whole": tried.whole,
-        "score": tried.score,
-        "note": tried.note,
-        **came,
     }
 
 
@@ -292,9 +218,8 @@ def _notes(runs: ScriptRuns, repair: Repair) -> list[str]:
     return list(dict.fromkeys(notes))
 
 
-# ---------------------------------------------------------------------- the end
 def _tell(wish: Wish, runs: ScriptRuns, repair: Repair, proof: Proof | None, stream: TextIO) -> int:
-    found = repair_json(wish, runs, repair, proof)
+    found = _told(wish, runs, repair, proof)
     if repair.healthy:
         repair_text.say(repair_text.healthy(machine.strict(found)), stream)
         _write(found, wish.json)
@@ -373,6 +298,8 @@ def _interrupted(wish: Wish, runs: ScriptRuns | None, stop: KeyboardInterrupt, s
 
 def _so_far(wish: Wish, runs: ScriptRuns, works: Run) -> dict[str, Any]:
     """A prescription that was not tried on other seeds, nor as a patch."""
+    from steadygrad.report.repair_json import run_json
+
     twin = runs.twin.report if runs.twin is not None else None
     assert twin is not None and works.result.report is not None
     causes = runs.case.causes if runs.case is not None else ()
