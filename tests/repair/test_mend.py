@@ -5,6 +5,7 @@ import math
 import pytest
 
 from steadygrad.diagnose.trial import TrialReport
+from steadygrad.records import Finding
 from steadygrad.repair.mend import Answer, NoRun, mend
 from tests.repair.worlds import STEPS, remedy, report
 
@@ -57,6 +58,33 @@ def test_a_failing_run_is_cured_and_the_cure_is_proven_on_another_seed():
     assert found.cured and [r.name for r in found.remedies] == ["b"]
     assert [(s.twin_trains, s.fixed_trains) for s in found.seeds] == [(False, True)] * 3
     assert found.plan == {"b": 1}
+
+
+def test_the_proof_on_another_seed_takes_half_of_the_run_where_half_of_it_tells():
+    lab = Lab(STUCK, {("b",): 0.1})
+    repair(lab, seeds=2)
+    assert [r.steps for r in lab.asked if r.seed_offset == 1] == [STEPS // 2] * 2
+
+
+def test_a_remedy_that_does_not_train_in_half_of_the_run_has_all_of_it():
+    class Slow(Lab):
+        def answer(self, request):
+            if request.seed_offset and request.plan and request.steps is not None:
+                self.asked.append(request)
+                return report(2.0, steps=request.steps, whole=False), ""
+            return super().answer(request)
+
+    lab = Slow(STUCK, {("b",): 0.1})
+    found = repair(lab, seeds=2)
+    assert found.cured and found.seeds[1].fixed.steps == STEPS
+    assert [r.steps for r in lab.asked if r.seed_offset == 1 and r.plan] == [STEPS // 2, None]
+
+
+def test_the_proof_of_a_run_that_failed_late_runs_past_the_failure():
+    alarm = Finding("G100", "nonfinite", 350, "model", "", severity="alarm")
+    lab = Lab(report(math.nan, findings=[alarm]), {("b",): 0.1})
+    repair(lab, seeds=2)
+    assert [r.steps for r in lab.asked if r.seed_offset == 1] == [None] * 2
 
 
 def test_a_remedy_that_was_lucky_with_one_seed_gives_way_to_the_next():

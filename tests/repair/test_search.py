@@ -136,6 +136,22 @@ def test_brief_trials_run_past_the_step_that_failed():
     assert all(steps > 150 for steps in brief)
 
 
+def test_what_changes_nothing_is_neither_run_to_its_end_nor_combined():
+    course = tuple(2.0 + math.sin(i) for i in range(STEPS))
+    twin = report(2.0, losses=course)
+    asked = []
+
+    def run(arms, steps):
+        asked.extend((arm.name, steps) for arm in arms)
+        size = steps or STEPS
+        other = [(2.5,) * size if arm.name == "other" else course[:size] for arm in arms]
+        return [(report(2.0, steps=size, whole=steps is None, losses=c), "") for c in other]
+
+    Search(case(twin), twin, [remedy("idle", "x"), remedy("still", "x"), remedy("other", "x")], run)()
+    assert [name for name, steps in asked if steps is None and "other" not in name] == []
+    assert ("other", None) in asked
+
+
 def test_the_budget_ends_the_search_between_rounds():
     world = World({}, otherwise=2.0)
     left = iter([1.0, 0.0])

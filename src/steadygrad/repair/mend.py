@@ -16,12 +16,13 @@ from steadygrad.repair.case import Case
 from steadygrad.repair.remedies import remedies
 from steadygrad.repair.remedy import Arm, Remedy, merged
 from steadygrad.repair.score import beats, score, trains
-from steadygrad.repair.search import SHORT, Found, Search, Tried
+from steadygrad.repair.search import MIN_STEPS, PAST, SHORT, Found, Search, Tried
 
-AGAIN = 30  # steps of the second untouched run, which must repeat the first bit for bit
+AGAIN = 20  # steps of the second untouched run, which must repeat the first bit for bit
 HALF_BAD = 0.5  # progress over a constant prediction below which a counterfactual may prove a failure
 LIKELY = 0.35  # probability of failure of an idle run, above which the same is tried
 PROOFS = 2  # remedies that may prove it
+MOST = 0.8  # of the run: a proof that would be longer is given all of it
 CONFIRMED = 3  # remedies at most that are taken to the other seeds, best first
 SPECIFIC, GENERIC = 3.0, 1.5  # log-odds that a cure adds to the causes that its remedy serves
 
@@ -297,23 +298,38 @@ class _Mending:
     ) -> tuple[Seeded, ...]:
         """The remedy on other seeds beside the untouched run with the same; the first on which it fails is the last.
 
-        An untouched run that did not explode but never learned is judged there by its first half.
+        Both run for half of the script's steps where that is well past the failure; a remedy that has not shown by then
+        that it trains has the rest of the run to do so.
         """
         seeded = [Seeded(0, twin, tried.report, False, True)]
+        steps = self._proof_steps(case)
         for offset in range(1, self._seeds):
-            requests = [Request(tried.arm.plan, tried.arm.name, None, offset)]
+            proof = Request(tried.arm.plan, tried.arm.name, steps, offset)
+            requests = [proof]
             if offset not in twins:
-                steps = None if self._length < SHORT or case.exploded else math.ceil(self._length / 2)
-                requests.append(Request({}, "nothing changed", steps, offset))
-            answers = list(self._ask(requests))
-            self._steps += sum(a.report.steps for a in answers if a.report is not None)
+                requests.append(Request({}, "nothing changed", None if case.exploded else steps, offset))
+            answers = self._count(self._ask(requests))
             if offset not in twins:
                 twins[offset] = answers[1].report
-            seeded.append(self._compare(offset, twins[offset], answers[0].report))
-            self._told("seed", seeded[-1])
-            if not seeded[-1].fixed_trains:
+            found = self._compare(offset, twins[offset], answers[0].report)
+            if not found.fixed_trains and steps is not None:
+                (whole,) = self._count(self._ask([replace(proof, steps=None)]))
+                found = self._compare(offset, twins[offset], whole.report)
+            seeded.append(found)
+            self._told("seed", found)
+            if not found.fixed_trains:
                 break
         return tuple(seeded)
+
+    def _proof_steps(self, case: Case) -> int | None:
+        """Half of the script's steps, or more if it has failed late; None: all of them."""
+        past = math.ceil(PAST * case.failed_at) if case.failed_at is not None else 0
+        steps = max(math.ceil(self._length / 2), past + MIN_STEPS)
+        return None if self._length < SHORT or steps > MOST * self._length else steps
+
+    def _count(self, answers: Sequence[Answer]) -> list[Answer]:
+        self._steps += sum(a.report.steps for a in answers if a.report is not None)
+        return list(answers)
 
     def _compare(self, offset: int, twin: TrialReport | None, fixed: TrialReport | None) -> Seeded:
         twin_trains = twin is not None and trains(twin)

@@ -22,8 +22,8 @@ CLEAR = 0.5  # probability of a cause, that a remedy should serve where the loss
 LIKELY = 2  # rounds of single remedies before the first pairs
 WIDTH = 5  # remedies that are tried briefly at once
 FINALISTS = 3  # of them that run in whole at most
-SHARE = 0.2  # of the run that a brief trial has
-MIN_STEPS = 40  # of a brief trial
+SHARE = 0.15  # of the run that a brief trial has
+MIN_STEPS = 30  # of a brief trial
 SHORT = 120  # steps of a run below which there are no brief trials
 PAST = 2.0  # times the step at which the untouched run failed, that a brief trial runs at least
 GENERIC = 0.04  # probability of a cause that nothing speaks for
@@ -194,7 +194,7 @@ class Search:
 
     def _finalists(self, briefly: Sequence[Tried]) -> list[Tried]:
         """Who runs to the end, in this order: the best for the leading cause, the best of all, the next of each."""
-        alive = sorted((t for t in briefly if math.isfinite(t.score)), key=lambda t: t.score)
+        alive = sorted((t for t in briefly if self._differs(t)), key=lambda t: t.score)
         serving = [t for t in alive if self._serves_leading(t)]
         order = [t for pair in zip_longest(serving, alive) for t in pair if t is not None]
         chosen: list[Tried] = []
@@ -203,11 +203,20 @@ class Search:
                 chosen.append(tried)
         return chosen[:FINALISTS]
 
+    def _differs(self, tried: Tried) -> bool:
+        """It is finite, and not step by step what the untouched run is."""
+        report = tried.report
+        if report is None or not math.isfinite(tried.score):
+            return False
+        if report.steps > len(report.losses) or self._twin.steps > len(self._twin.losses):
+            return True  # thinned: they cannot be compared
+        return report.losses != self._twin.losses[: len(report.losses)]
+
     def _pairs(self) -> list[Arm]:
         """The best whole runs so far, each with what may complete it: never two remedies of one family."""
-        whole = sorted((t for t in self._tried if t.whole and math.isfinite(t.score)), key=lambda t: t.score)
+        whole = sorted((t for t in self._tried if t.whole and self._differs(t)), key=lambda t: t.score)
         best = [t.arm for t in whole if len(t.arm.remedies) == 1][:SINGLES]
-        brief = sorted((t for t in self._tried if math.isfinite(t.score)), key=lambda t: t.score)
+        brief = sorted((t for t in self._tried if self._differs(t)), key=lambda t: t.score)
         best += [t.arm for t in brief if len(t.arm.remedies) == 1 and t.arm not in best][
             : SINGLES - len(best)
         ]

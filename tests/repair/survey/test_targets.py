@@ -66,6 +66,16 @@ def test_predictions_that_have_exploded_do_not_hide_the_targets() -> None:
     assert facts["std"] == pytest.approx(STD.tolist(), rel=0.15)
 
 
+def test_a_loss_that_is_infinite_in_another_part_does_not_hide_the_targets() -> None:
+    def overflow(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        policy, value = model(x)
+        return ((value - y) ** 2).mean() + (1e4 * policy.square()).exp().mean()
+
+    found, losses = survey(overflow)
+    assert losses[0] == float("inf")
+    assert found["modules"]["value"]["std"] == pytest.approx(STD.tolist(), rel=0.5)
+
+
 def test_one_column_that_is_squeezed() -> None:
     found, _ = survey(lambda m, x, y: F.mse_loss(nn.functional.linear(m(x)[1], torch.ones(1, 2)), y[:, :1]))
     assert found == {}  # the prediction is not what the layer has put out

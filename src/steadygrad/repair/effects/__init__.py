@@ -2,7 +2,9 @@
 
 from steadygrad.repair.effects.activation import ActivationSwap, RemoveOutputActivation
 from steadygrad.repair.effects.attention import QKNorm, QKScale, SoftCap
+from steadygrad.repair.effects.clearing import ClearAfterStep
 from steadygrad.repair.effects.clip import AdaptiveClip, ClipNorm, ClipValue
+from steadygrad.repair.effects.cuts import PassGradients
 from steadygrad.repair.effects.effect import Effect
 from steadygrad.repair.effects.hold import HoldTargets
 from steadygrad.repair.effects.inputs import StandardiseInputs
@@ -12,6 +14,7 @@ from steadygrad.repair.effects.loss_factor import GradientFactor
 from steadygrad.repair.effects.momentum import Momentum, WeightDecay
 from steadygrad.repair.effects.norms import BatchNormBehind, LayerNormBehind
 from steadygrad.repair.effects.optimizer import OtherOptimizer
+from steadygrad.repair.effects.ownership import OwnParameters
 from steadygrad.repair.effects.precision import Precision
 from steadygrad.repair.effects.rate import LrCap, LrDecay, LrFactor, LrFloor, Rewarm, Warmup
 from steadygrad.repair.effects.reinitialise import Reinitialise
@@ -43,12 +46,14 @@ ALL: tuple[type[Effect], ...] = (
     ClipValue,
     HoldTargets,
     ZeroGradients,
+    ClearAfterStep,
     GradientFactor,
     Momentum,
     WeightDecay,
     BatchNormBehind,
     LayerNormBehind,
     OtherOptimizer,
+    OwnParameters,
     LrCap,
     LrDecay,
     LrFactor,
@@ -75,6 +80,7 @@ ALL: tuple[type[Effect], ...] = (
     SafeOps,
     ScaleTargets,
     TrainMode,
+    PassGradients,
     Precision,
     LossCalls,
 )

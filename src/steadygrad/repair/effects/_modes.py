@@ -28,7 +28,9 @@ _HANDS_ON = tuple(
 )
 _HERE = os.path.dirname(os.path.abspath(__file__))
 _OURS = os.path.dirname(os.path.dirname(_HERE)) + os.sep
-_MODES = {os.path.join(_HERE, name) for name in ("safe.py", "loss_calls.py", "precision.py", "_modes.py")}
+_MODES = {
+    os.path.join(_HERE, name) for name in ("safe.py", "loss_calls.py", "precision.py", "cuts.py", "_modes.py")
+}
 _ARITHMETIC = tuple(_TORCH + part + os.sep for part in ("optim", "amp", os.path.join("nn", "utils")))
 
 

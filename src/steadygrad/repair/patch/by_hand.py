@@ -35,7 +35,13 @@ TOLD: dict[str, tuple[str, ...]] = {
     "skip_above": ("leave out steps whose gradient norm is above {0} times the median of the last 50",),
     "gradient_factor": ("run the loss backward as", "    (loss * {0}).backward()"),
     "zero_gradients": ("behind optimizer.step():", "    optimizer.zero_grad()"),
+    "clear_after_step": ("behind optimizer.step(), not before it:", "    optimizer.zero_grad()"),
     "train_mode": ("at the start of each training step:", "    model.train()"),
+    "pass_gradients": ("take detach(), .data or no_grad out of these lines: {0}",),
+    "own_parameters": (
+        "build the optimizer behind the last line that changes the model, from all that is trained:",
+        "    optimizer = ...(model.parameters(), ...)",
+    ),
     "safe_ops": (
         "give the operations at {0} a safe form: an epsilon below a root or a quotient, a clamp in a log",
     ),

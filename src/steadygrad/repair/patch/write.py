@@ -6,7 +6,19 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from steadygrad.repair.patch import data, layers, modes, rates, safe, steps, swap, weights
+from steadygrad.repair.patch import (
+    clearing,
+    cuts,
+    data,
+    layers,
+    modes,
+    ownership,
+    rates,
+    safe,
+    steps,
+    swap,
+    weights,
+)
 from steadygrad.repair.patch.by_hand import by_hand
 from steadygrad.repair.patch.draft import Draft
 from steadygrad.repair.patch.script import NoPatch, Script
@@ -27,6 +39,7 @@ WRITERS: dict[str, Writer] = {
     "layer_norm": layers.layer_norm,
     "batch_norm": layers.batch_norm,
     "residual_gate": layers.residual_gate,
+    "own_parameters": ownership.own_parameters,
     "optimizer": swap.optimizer,
     "lr_cap": rates.lr_cap,
     "lr_floor": rates.lr_floor,
@@ -42,10 +55,12 @@ WRITERS: dict[str, Writer] = {
     "clip_norm": steps.steps,
     "clip_value": steps.steps,
     "train_mode": modes.train_mode,
+    "pass_gradients": cuts.pass_gradients,
     "precision": modes.precision,
     "safe_ops": safe.safe_ops,
     "gradient_factor": steps.gradient_factor,
     "zero_gradients": steps.zero_gradients,
+    "clear_after_step": clearing.clear_after_step,
     "weight_clip": steps.weight_clip,
     "bias_clamp": layers.bias_clamp,
 }

@@ -8,9 +8,10 @@ from steadygrad.repair.case import Case
 from steadygrad.repair.remedies.activations import other_activation, remove_output_activation, revive_units
 from steadygrad.repair.remedies.attention import bounded_attention
 from steadygrad.repair.remedies.clip import adaptive_clip, clip, update_clip, weight_clip
+from steadygrad.repair.remedies.cuts import pass_gradients
 from steadygrad.repair.remedies.hold import hold_targets
 from steadygrad.repair.remedies.initialisation import recurrent_weights, reinitialise, small_output, zero_bias
-from steadygrad.repair.remedies.loop import train_mode, zero_gradients
+from steadygrad.repair.remedies.loop import clear_after_step, train_mode, zero_gradients
 from steadygrad.repair.remedies.loss import loss_calls
 from steadygrad.repair.remedies.loss_factor import mean_loss
 from steadygrad.repair.remedies.norms import insert_norms
@@ -22,6 +23,7 @@ from steadygrad.repair.remedies.optimizer import (
     second_moment,
     weight_decay,
 )
+from steadygrad.repair.remedies.ownership import own_parameters
 from steadygrad.repair.remedies.precision import precision
 from steadygrad.repair.remedies.rate import (
     capped_rate,
@@ -56,7 +58,10 @@ BUILDERS: tuple[Builder, ...] = (
     weight_clip,
     hold_targets,
     zero_gradients,
+    clear_after_step,
     train_mode,
+    pass_gradients,
+    own_parameters,
     mean_loss,
     momentum,
     second_moment,

@@ -23,6 +23,19 @@ def zero_gradients(case: Case) -> Iterator[Remedy]:
         )
 
 
+def clear_after_step(case: Case) -> Iterator[Remedy]:
+    if case.has("M105") and case.survey.get("clearing"):
+        yield Remedy(
+            name="zero_grad behind the step",
+            plan={"clear_after_step": 1},
+            serves=("loop_mistake",),
+            safety="exact",
+            intrusiveness=0.02,
+            advice="call optimizer.zero_grad() behind optimizer.step(), not between loss.backward() and it",
+            lead=FAILED,
+        )
+
+
 def train_mode(case: Case) -> Iterator[Remedy]:
     if case.has("M103"):
         yield Remedy(

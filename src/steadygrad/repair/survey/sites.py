@@ -115,17 +115,17 @@ class Sites(Surveyor):
 
     def _runs(self, module: nn.Module, args: Any) -> None:
         if id(module) in self._roots and torch.is_grad_enabled():
-            _note(self._forward)
+            note(self._forward)
 
     def backward(self, roots: Sequence[Tensor], values: Sequence[Tensor]) -> None:
-        _note(self._backward)
+        note(self._backward)
 
     def before_step(self, optimizer: Optimizer) -> Step:
         built = self._built.get(optimizer)
         if built is None:  # unpickled, or built before we came
             built = self._built[optimizer] = _Built(optimizer, None)
             self._known.append(built)
-        _note(built.steps)
+        note(built.steps)
         built.stepped(optimizer)
         return "take"
 
@@ -193,8 +193,8 @@ def _schedule(scheduler: Any) -> dict[str, Any]:
     return {"class": type(scheduler).__name__, **bounds}
 
 
-def _note(places: dict[Key, Place]) -> None:
-    """Remember the user's expression that is being run."""
+def note(places: dict[Key, Place]) -> Key | None:
+    """Remember the user's expression that is being run. None: it is none of the user's."""
     inner: FrameType | None = None
     for frame in frames():
         whose = owner(frame.f_code.co_filename)
@@ -202,9 +202,10 @@ def _note(places: dict[Key, Place]) -> None:
             key = (frame.f_code, frame.f_lasti)
             if key not in places:
                 places[key] = place_of(frame, inner)
-            return
+            return key
         if whose != "machinery":
             inner = frame
+    return None
 
 
 def place_of(frame: FrameType, inner: FrameType | None = None) -> Place:

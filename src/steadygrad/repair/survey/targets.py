@@ -91,11 +91,10 @@ class TargetsOf(ByLayer["_Seen"]):
         self._looks += 1
         if self._looks > LOOKS:
             return
-        if all(math.isfinite(float(v)) for v in values):  # host sync
-            try:
-                self._look(roots, outputs, plain)
-            except Exception:  # noqa: BLE001 - a graph that cannot be read says nothing of targets
-                self._looks = LOOKS
+        try:
+            self._look(roots, outputs, plain)
+        except Exception:  # noqa: BLE001 - a graph that cannot be read says nothing of targets
+            self._looks = LOOKS
         if self._looks == LOOKS:
             self.remove()
 
