@@ -5,6 +5,7 @@ from torch import nn
 from steadygrad.repair.effects.change import Change
 from steadygrad.repair.effects.effect import NotApplicable
 from steadygrad.repair.effects.train_mode import TrainMode
+from steadygrad.repair.prescription import Prescription
 
 
 @pytest.fixture
@@ -56,3 +57,7 @@ def test_modes_are_given_back_after_an_error(change: Change) -> None:
 def test_values_that_mean_nothing() -> None:
     with pytest.raises(NotApplicable):
         TrainMode(0.5)
+
+
+def test_a_compiled_model_runs_plainly_under_it() -> None:
+    assert Prescription({"train_mode": 1}).eager  # in whose graph dynamo would trace the hooks, and fail

@@ -21,6 +21,7 @@ class TrainMode(Effect):
     """
 
     key: ClassVar[str] = "train_mode"
+    eager: ClassVar[bool] = True  # dynamo would trace our hooks into the model's code
 
     def __init__(self, value: Any) -> None:
         if value != 1:
