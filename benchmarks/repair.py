@@ -19,6 +19,7 @@ Prints tables of the rows that there are. Once there are some of repair itself, 
     zoo                see benchmarks/repair_zoo.py
       trained          {STRATEGY: {overall, non-blind, blind}}: of the draws that fail when nothing is done
       bars             97.5 % overall and 85 % blind
+      blind_without_named    the blind share without the families of which something was known
       healthy, twins   those for which nothing is prescribed and no loss is changed by a bit, and the others
       cost             of failing and of healthy ones: in runs, extra steps, extra seconds; median and 90th percentile
       cures            each beside its twin, the run without the remedies

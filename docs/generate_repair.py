@@ -71,6 +71,7 @@ def text() -> str:
         "failing": str(zoo["runs"]["failing"]),
         "measured_on": f"Measured {environment['date']} on torch {environment['torch']}, {environment['hardware']}.",
         "trained": trained_table(zoo),
+        "blind_without": share(zoo["blind_without_named"]),
         "healthy": share(zoo["healthy"]["untouched"]),
         "twins": share(zoo["twins"]["untouched"]),
         "cost": cost_table(found),
