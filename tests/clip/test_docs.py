@@ -49,4 +49,4 @@ def test_examples_run(module):
 
 
 def test_every_public_name_has_a_docstring():
-    assert len(PUBLIC) == 22 and all(inspect.getdoc(f) for f in PUBLIC.values())
+    assert len(PUBLIC) == 23 and all(inspect.getdoc(f) for f in PUBLIC.values())

@@ -10,6 +10,8 @@ A rule is called with the gradients, changes them in place, and returns `ClipSta
     if stats.finite:
         optimizer.step()
 
+`FoldedClip` does it all inside the step of a fused optimizer, for a rule with one joint factor.
+
 With a GradScaler call ``scaler.unscale_(optimizer)`` first: a memory must not see the loss scale. The steps that
 the scaler skips for an overflow leave no trace in a memory.
 """
@@ -23,6 +25,7 @@ from steadygrad.clip.fixed import clip_by_block_rms_ as clip_by_block_rms_
 from steadygrad.clip.fixed import clip_by_global_norm_ as clip_by_global_norm_
 from steadygrad.clip.fixed import clip_by_tensor_norm_ as clip_by_tensor_norm_
 from steadygrad.clip.fixed import clip_by_value_ as clip_by_value_
+from steadygrad.clip.folded import FoldedClip as FoldedClip
 from steadygrad.clip.spike import SPAM as SPAM
 from steadygrad.clip.spike import clip_by_second_moment_ as clip_by_second_moment_
 from steadygrad.clip.spike import reset_momentum_ as reset_momentum_

@@ -16,7 +16,7 @@ from torch import Tensor
 from steadygrad._check import count, fraction, positive
 from steadygrad.clip._memory import Memory, Remembers, updated
 from steadygrad.clip._tensors import checked, joint_norm, norms_of, scale_, scale_each_
-from steadygrad.clip.stats import ClipStats, clip_stats, nothing_to_clip
+from steadygrad.clip.stats import ClipStats, Decision, clip_stats, nothing_to_clip
 
 
 @dataclass(eq=False)
@@ -92,7 +92,15 @@ class ZClip(Remembers):
         values = checked(grads)
         if not values:
             return nothing_to_clip()
-        norm = joint_norm(norms_of(values)).float()
+        decision = self.decide(joint_norm(norms_of(values)))
+        scale_(values, decision.scale)
+        self.memory = decision.memory
+        return clip_stats(decision.norm, decision.scale, decision.limit)
+
+    @torch.no_grad()
+    def decide(self, norm: Tensor) -> Decision:
+        """The factor for gradients of this joint norm (0-D), and what the rule will remember of it."""
+        norm = norm.float()
         finite = norm.isfinite()
         m = self._recall(norm, 0)
         mean, std = m["mean"], m["var"].sqrt()
@@ -101,10 +109,9 @@ class ZClip(Remembers):
         listening = m["num"] < self.warmup_steps
         cut = finite & ~listening & (z > self.z_thres) & (mean > 0)  # a mean of 0 gives no scale to cut to
         scale = torch.where(cut, cut_to / norm, 1.0)
-        scale_(values, scale)
         limit = torch.where(listening, float("inf"), mean + self.z_thres * (std + self.eps))
-        self.memory = updated(m, self._learned(m, torch.where(cut, cut_to, norm), listening, cut), finite)
-        return clip_stats(norm, scale, limit)
+        learned = self._learned(m, torch.where(cut, cut_to, norm), listening, cut)
+        return Decision(norm, scale, limit, updated(m, learned, finite))
 
     def _learned(self, m: Memory, norm: Tensor, listening: Tensor, cut: Tensor) -> Memory:
         num = m["num"] + 1
@@ -178,16 +185,22 @@ class AutoClip(Remembers):
         values = checked(grads)
         if not values:
             return nothing_to_clip()
-        norm = joint_norm(norms_of(values)).float()
+        decision = self.decide(joint_norm(norms_of(values)))
+        scale_(values, decision.scale)
+        self.memory = decision.memory
+        return clip_stats(decision.norm, decision.scale, decision.limit)
+
+    @torch.no_grad()
+    def decide(self, norm: Tensor) -> Decision:
+        """The factor for gradients of this joint norm (0-D), and what the rule will remember of it."""
+        norm = norm.float()
         m = self._recall(norm, 0)
         place = torch.arange(self.history_length, device=norm.device) == m["num"] % self.history_length
         new = {"num": m["num"] + 1, "history": torch.where(place, norm, m["history"])}
         m = updated(m, new, norm.isfinite() & (norm > 0))
         limit = self._percentile(m)
         scale = torch.where(norm.isfinite(), (limit / norm).clamp(max=1.0), 1.0)
-        scale_(values, scale)
-        self.memory = m
-        return clip_stats(norm, scale, limit)
+        return Decision(norm, scale, limit, m)
 
     def _percentile(self, m: Memory) -> Tensor:
         """Linear between the two nearest norms; inf before the first. Places not yet filled sort last."""

@@ -8,6 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from steadygrad.clip._memory import Memory
+
 
 class ClipStats(NamedTuple):
     """What a rule saw and did, as 0-D tensors on the device of the gradients: nothing is copied to the host.
@@ -28,15 +30,26 @@ class ClipStats(NamedTuple):
     finite: Tensor  # bool
 
 
+class Decision(NamedTuple):
+    """What a rule with one joint factor makes of a norm; nothing is changed and nothing learned by it."""
+
+    norm: Tensor  # 0-D: the joint norm as the rule took it
+    scale: Tensor  # 0-D: factor for every gradient, at least 0; 1 if the norm is not finite
+    limit: Tensor  # 0-D: the bound in force
+    memory: Memory  # of the rule once the step is taken; the old one if the norm is not finite
+
+
 def clip_stats(norm: Tensor, scales: Tensor, limit: float | Tensor) -> ClipStats:
     """Sum up a rule that applied ``scales`` (0-D for one factor, else one for each tensor)."""
     finite = norm.isfinite()
     if not isinstance(limit, Tensor):
         limit = torch.full_like(norm, limit)
-    changed = (scales != 1).float().mean()
+    changed = (scales != 1).float()
+    if scales.ndim:
+        scales, changed = scales.amin(), changed.mean()
     return ClipStats(
         norm=norm,
-        scale=torch.where(finite, scales.amin(), float("nan")),
+        scale=torch.where(finite, scales, float("nan")),
         limit=limit,
         clipped=torch.where(finite, changed, 0.0),
         finite=finite,
