@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+from collections import deque
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import median
@@ -52,7 +53,7 @@ class RunRecord:
         self._started = time.time()
         self._incidents = 0
         self._declared = 0
-        self._losses: list[float] = []
+        self._losses: deque[float] = deque(maxlen=20)
         self._loss_first: float | None = None
         self._loss_best: float | None = None
         self._disk_failed = False
@@ -98,7 +99,7 @@ class RunRecord:
         self.steps = max(self.steps, stats.step + 1)
         self.skipped += not stats.applied
         if stats.loss is not None and stats.optimizer == 0:
-            self._losses = [*self._losses[-19:], stats.loss]
+            self._losses.append(stats.loss)
             if self._loss_first is None:
                 self._loss_first = stats.loss
             if stats.loss == stats.loss and (self._loss_best is None or stats.loss < self._loss_best):

@@ -29,6 +29,7 @@ class DeadUnits(Rule):
 
     code: ClassVar[str] = "A101"
     severity: ClassVar[Severity] = "warning"
+    needs: ClassVar = ("activations",)
 
     looks: int = 0
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from steadygrad.records import Finding, StepStats
 from steadygrad.rules import RULES
 from steadygrad.rules.history import History
-
-AnyRule = Callable[[StepStats, History], Finding | None]
+from steadygrad.rules.memory import Memory
 
 
 class RuleSet:
@@ -34,13 +33,13 @@ class RuleSet:
         self.broken: dict[str, str] = {}
         """Rules that raised and were taken out: name -> what happened."""
         self._histories: dict[int, History] = {}
-        self._memories: dict[int, dict[str, AnyRule]] = {}
+        self._memories: dict[int, Memory] = {}
 
     def observe(self, stats: StepStats) -> list[Finding]:
         """Judge one step against what came before it, then take it into the history."""
         history, memory = self.history(stats.optimizer), self._memory(stats.optimizer)
         findings, alarmed, failed = [], False, []
-        for name, rule in memory.items():
+        for name, rule in memory.due(stats):
             try:
                 finding = rule(stats, history)
             except Exception as error:  # noqa: BLE001  one rule's bug must not stop the others, nor the run
@@ -50,10 +49,9 @@ class RuleSet:
             if finding is not None:
                 findings.append(finding)
                 alarmed |= finding.severity == "alarm"
-        for name in failed:
-            for other in self._memories.values():
-                other.pop(name, None)
-        history.ingest(stats, alarmed or bool(self.alarming(stats.optimizer)))
+        for other in self._memories.values() if failed else ():
+            other.take_out(failed)
+        history.ingest(stats, alarmed or bool(memory.alarming()))
         return findings
 
     def history(self, optimizer: int = 0) -> History:
@@ -64,15 +62,13 @@ class RuleSet:
 
     def alarming(self, optimizer: int = 0) -> tuple[str, ...]:
         """Codes of the rules whose alarm still holds. A finding tells of its onset only."""
-        return tuple(
-            name for name, rule in self._memory(optimizer).items() if getattr(rule, "alarming", False)
-        )
+        return self._memory(optimizer).alarming()
 
-    def _memory(self, optimizer: int) -> dict[str, AnyRule]:
+    def _memory(self, optimizer: int) -> Memory:
         if optimizer not in self._memories:
             made = ((r() if isinstance(r, type) else r) for r in self.rules)
             named = {key(rule): rule for rule in made}
-            self._memories[optimizer] = {k: r for k, r in named.items() if k not in self.broken}
+            self._memories[optimizer] = Memory({k: r for k, r in named.items() if k not in self.broken})
         return self._memories[optimizer]
 
     def state_dict(self) -> dict[str, Any]:
@@ -80,7 +76,9 @@ class RuleSet:
         return {
             str(i): {
                 "history": history.state_dict(),
-                "rules": {k: r.state_dict() for k, r in self._memory(i).items() if hasattr(r, "state_dict")},
+                "rules": {
+                    k: r.state_dict() for k, r in self._memory(i).rules.items() if hasattr(r, "state_dict")
+                },
             }
             for i, history in self._histories.items()
         }
@@ -92,7 +90,7 @@ class RuleSet:
         self._memories.clear()
         for i, saved in state.items():
             self.history(int(i)).load_state_dict(saved["history"])  # in place: the guard holds on to it
-            for name, rule in self._memory(int(i)).items():
+            for name, rule in self._memory(int(i)).rules.items():
                 if name in saved["rules"] and hasattr(rule, "load_state_dict"):
                     rule.load_state_dict(saved["rules"][name])
 

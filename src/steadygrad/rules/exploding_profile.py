@@ -39,7 +39,7 @@ class ExplodingProfile(Rule):
         if history.num_accepted < self.next_look or not history.reading(stats).usable:
             return None
         self.next_look = history.num_accepted + EVERY
-        found = profile(stats, history)
+        found = history.once(stats, profile)
         bad = found is not None and found.total_gain > MAX_TOTAL_GAIN
         if not self.onset.begins("info" if bad else None) or found is None:
             return None

@@ -33,6 +33,7 @@ class FrozenSecondMoment(Rule):
 
     code: ClassVar[str] = "O103"
     severity: ClassVar[Severity] = "warning"
+    needs: ClassVar = ("tensors",)
 
     looks: dict[str, int] = field(default_factory=dict)  # parameter -> looks in a row at which it was frozen
 

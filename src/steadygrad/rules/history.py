@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from dataclasses import dataclass
+from collections.abc import Callable
 from itertools import islice
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
 from steadygrad.records import StepStats
+from steadygrad.rules.param_norms import ParamNorms
 from steadygrad.rules.window import MAD_TO_SIGMA, Window
+
+T = TypeVar("T")
 
 WINDOW = 50  # accepted steps; science.md's W
 HEALTHY = 200  # norms kept for the guard
@@ -20,11 +23,9 @@ PEAKS = 200  # losses kept to know how far the run jumps by itself
 MIN_NORMS = 10  # below this a robust z says nothing
 Z_FLOOR = 0.05  # decades added to the spread of the log norm: a run that hardly varies is not to be punished
 Z_SPIKE = 6.0
-PARAM_EMA = 0.1
 
 
-@dataclass(frozen=True, slots=True)
-class Reading:
+class Reading(NamedTuple):
     """One step set against the history *before* it. Computed once, shared by all rules."""
 
     finite: bool  # loss (if seen) and gradient
@@ -68,8 +69,9 @@ class History:
         self.clipped_norms: deque[float] = deque(maxlen=HEALTHY)
         self.largest_norm: float | None = None  # of all healthy steps of the run, as it reached the optimizer
         self.rates: deque[float] = deque(maxlen=RATES)  # learning rates
-        self.param_log_norms: np.ndarray = np.zeros(0)  # EMA of log10 of each parameter's norm; nan: none yet
+        self._param_norms = ParamNorms()
         self._reading: tuple[StepStats, Reading] | None = None
+        self._worked_out: dict[Callable[[StepStats, History], Any], Any] = {}  # of the step of the reading
 
     # ------------------------------------------------------------------ what the guard asks
     def median_grad_norm(self, window: int = WINDOW) -> float | None:
@@ -108,6 +110,11 @@ class History:
     def loss_spread(self) -> float:
         return MAD_TO_SIGMA * self.losses.mad() if self.losses else 0.0
 
+    @property
+    def param_log_norms(self) -> np.ndarray:
+        """(parameters,): moving average of log10 of each one's gradient norm; nan where there was none yet."""
+        return self._param_norms.logs()
+
     def loss_peak(self, but: int) -> float:
         """Largest of the last 200 losses, without the newest ``but``: they may be the beginning of the trouble."""
         return max(islice(self.loss_peaks, max(0, len(self.loss_peaks) - but)), default=-math.inf)
@@ -116,16 +123,25 @@ class History:
         """The step against what came before it. Cached: every rule of a step gets the same."""
         if self._reading is None or self._reading[0] is not stats:
             self._reading = (stats, self._read(stats))
+            self._worked_out.clear()
         return self._reading[1]
+
+    def once(self, stats: StepStats, what: Callable[[StepStats, History], T]) -> T:
+        """``what(stats, history)``, worked out once for all rules that ask for it in a step."""
+        self.reading(stats)
+        if what not in self._worked_out:
+            self._worked_out[what] = what(stats, self)
+        found: T = self._worked_out[what]
+        return found
 
     def _read(self, stats: StepStats) -> Reading:
         loss = step_loss(stats)
         finite_loss = loss is None or math.isfinite(loss)
-        norm_seen = stats.grad_norm if math.isfinite(stats.grad_norm) else 0.0
-        log_norm = math.log10(norm_seen) if norm_seen > 0 else None
+        norm, start = stats.grad_norm, self.start
+        log_norm = math.log10(norm) if 0 < norm < math.inf else None
         reference = excess = None
         if loss is not None and finite_loss and self.losses:
-            reference, start = self.losses.median(), self.start
+            reference = self.losses.median()
             assert start is not None
             above = loss - max(start, reference)
             # The spread is looked at only where it can matter: it costs a sort.
@@ -133,22 +149,15 @@ class History:
             if above > scale:
                 scale = max(scale, self.loss_spread)
             excess = above / scale if scale > 0 else None
-        median_log = z = None
+        median_log, z = None, 0.0
         if len(self.log_norms) >= MIN_NORMS:
             median_log = self.log_norms.median()
             if log_norm is not None and log_norm > median_log + Z_FLOOR:
                 z = (log_norm - median_log) / (MAD_TO_SIGMA * self.log_norms.mad() + Z_FLOOR)
         finite = finite_loss and stats.finite
+        usable = finite and stats.applied
         return Reading(
-            finite=finite,
-            usable=finite and stats.applied,
-            loss=loss if finite_loss else None,
-            reference=reference,
-            start=self.start,
-            excess=excess,
-            log_norm=log_norm,
-            median_log_norm=median_log,
-            z=z or 0.0,
+            finite, usable, loss if finite_loss else None, reference, start, excess, log_norm, median_log, z
         )
 
     # ------------------------------------------------------------------ taking a step in
@@ -169,7 +178,7 @@ class History:
         if now.log_norm is not None:
             self.log_norms.push(now.log_norm)
         self.rates.append(stats.lr)
-        self._ingest_param_norms(stats.grad_norms)
+        self._param_norms.push(stats.grad_norms)
         if not alarmed and now.z <= Z_SPIKE:
             self.num_healthy += 1
             self.norms.append(stats.grad_norm)
@@ -185,22 +194,6 @@ class History:
         if len(self.recent_losses) == self.recent_losses.size:
             median = self.recent_losses.median()
             self.best_loss = median if self.best_loss is None else min(self.best_loss, median)
-
-    def _ingest_param_norms(self, norms: np.ndarray) -> None:
-        ema = self.param_log_norms
-        if len(ema) != len(norms):  # parameters were added, or taken away
-            ema = self.param_log_norms = np.full(len(norms), np.nan)
-        if not len(norms):
-            return
-        with np.errstate(divide="ignore", invalid="ignore"):
-            logs = np.log10(norms, dtype=np.float64)  # nan stays nan, 0 becomes -inf
-            step = logs - ema
-        fresh = np.isfinite(logs)
-        np.multiply(step, PARAM_EMA, out=step)
-        np.add(ema, step, out=ema, where=np.isfinite(step))
-        first = fresh & np.isnan(ema)
-        if first.any():
-            ema[first] = logs[first]
 
     # ------------------------------------------------------------------ state
     def state_dict(self) -> dict[str, Any]:
@@ -219,7 +212,7 @@ class History:
             "clipped_norms": list(self.clipped_norms),
             "largest_norm": self.largest_norm,
             "rates": list(self.rates),
-            "param_log_norms": [None if math.isnan(x) else x for x in self.param_log_norms.tolist()],
+            "param_log_norms": self._param_norms.state(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -239,9 +232,7 @@ class History:
         self.clipped_norms = deque(state["clipped_norms"], maxlen=HEALTHY)
         self.largest_norm = state["largest_norm"]
         self.rates = deque(state["rates"], maxlen=RATES)
-        self.param_log_norms = np.array(
-            [math.nan if x is None else x for x in state["param_log_norms"]], dtype=np.float64
-        )
+        self._param_norms.load(state["param_log_norms"])
         self._reading = None
 
 

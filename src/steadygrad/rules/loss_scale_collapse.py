@@ -29,6 +29,7 @@ class LossScaleCollapse(Rule):
 
     code: ClassVar[str] = "P101"
     severity: ClassVar[Severity] = "alarm"
+    needs: ClassVar = ("loss_scale",)
 
     largest: float = 0.0
     skips: int = 0

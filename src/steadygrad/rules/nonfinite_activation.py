@@ -28,6 +28,7 @@ class NonfiniteActivation(Rule):
 
     code: ClassVar[str] = "A100"
     severity: ClassVar[Severity] = "info"
+    needs: ClassVar = ("activations",)
 
     def __call__(self, stats: StepStats, history: History) -> Finding | None:
         if not stats.activations:

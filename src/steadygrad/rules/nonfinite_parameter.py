@@ -25,6 +25,7 @@ class NonfiniteParameter(Rule):
 
     code: ClassVar[str] = "P100"
     severity: ClassVar[Severity] = "alarm"
+    needs: ClassVar = ("tensors",)
 
     onset: Onset = field(default_factory=lambda: Onset(quiet=10))
 

@@ -27,6 +27,7 @@ class NonfiniteState(Rule):
 
     code: ClassVar[str] = "O100"
     severity: ClassVar[Severity] = "alarm"
+    needs: ClassVar = ("tensors",)
 
     onset: Onset = field(default_factory=lambda: Onset(quiet=10))
 

@@ -15,6 +15,7 @@ class OddityRule(Rule):
     """Base: speaks once for each of its kinds, when the first portrait shows it. A mistake does not come and go."""
 
     kinds: ClassVar[tuple[str, ...]]
+    needs: ClassVar = ("portrait",)
 
     told: list[str] = field(default_factory=list)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 from steadygrad.records import Finding, LayerStats, Portrait, StepStats
 from steadygrad.rules.history import History
@@ -23,6 +24,8 @@ class Seen:
 @dataclass
 class PortraitRule(Rule):
     """Base: looks at each portrait, speaks when the condition begins."""
+
+    needs: ClassVar = ("portrait",)
 
     def __call__(self, stats: StepStats, history: History) -> Finding | None:
         if stats.portrait is None:

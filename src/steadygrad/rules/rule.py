@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field, fields
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from steadygrad.records import Finding, ParamInfo, Severity, StepStats
 from steadygrad.rules.history import History
 
 RANKS: dict[Severity, int] = {"info": 1, "warning": 2, "alarm": 3}
+
+Need = Literal["portrait", "tensors", "activations", "loss_scale"]
+"""A field that only some step records have."""
 
 
 @dataclass
@@ -52,6 +55,8 @@ class Rule:
     code: ClassVar[str]
     name: ClassVar[str]
     severity: ClassVar[Severity]  # the worst that this rule may say
+    needs: ClassVar[tuple[Need, ...]] = ()
+    """Fields of a step record without all of which the rule neither speaks nor remembers: it is not asked then."""
 
     onset: Onset = field(default_factory=Onset)
 

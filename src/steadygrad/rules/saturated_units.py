@@ -28,6 +28,7 @@ class SaturatedUnits(Rule):
 
     code: ClassVar[str] = "A102"
     severity: ClassVar[Severity] = "info"
+    needs: ClassVar = ("activations",)
 
     def __call__(self, stats: StepStats, history: History) -> Finding | None:
         if not stats.activations:

@@ -32,6 +32,7 @@ class StaleSecondMoment(Rule):
 
     code: ClassVar[str] = "O102"
     severity: ClassVar[Severity] = "info"
+    needs: ClassVar = ("tensors",)
 
     usual: list[float] = field(default_factory=list)  # largest RMS_t of each of the last steps
 

@@ -31,6 +31,7 @@ class UnscaledInputs(Rule):
 
     code: ClassVar[str] = "D101"
     severity: ClassVar[Severity] = "info"
+    needs: ClassVar = ("portrait", "activations")
 
     def __call__(self, stats: StepStats, history: History) -> Finding | None:
         seen = _entry(stats)

@@ -29,6 +29,7 @@ class UpdateRatio(Rule):
 
     code: ClassVar[str] = "O101"
     severity: ClassVar[Severity] = "info"
+    needs: ClassVar = ("tensors",)
 
     def __call__(self, stats: StepStats, history: History) -> Finding | None:
         if not stats.tensors or history.num_accepted < MIN_NORMS or not stats.applied:

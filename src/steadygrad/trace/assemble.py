@@ -1,50 +1,22 @@
-"""Gather queued measurements into blocks that grow until they are full."""
+"""Put chunks together into blocks that grow until they are full."""
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterable, Mapping
-from typing import NamedTuple
+from collections.abc import Iterable
 
 import numpy as np
 
 from steadygrad.trace.blocks import Block, widen
-from steadygrad.trace.codec import encode
-from steadygrad.trace.schema import MAX_KEYS, SCALAR
+from steadygrad.trace.schema import MAX_KEYS
+from steadygrad.trace.waiting import Chunk, Key
 
 BLOCK_BYTES = 256_000  # about how large a block may get: it is written again each time it has grown
-
-
-class Detail(NamedTuple):
-    """One signal of one step, of many tensors."""
-
-    attempt: int
-    optimizer: int
-    kind: str
-    stat: str
-    step: int
-    columns: np.ndarray | None  # uint32, sparse; None: values has every column
-    values: np.ndarray  # float32 or float64; negative where nothing was measured
-
-    @property
-    def key(self) -> tuple[int, int, str, str, str]:
-        layout = "dense" if self.columns is None else "sparse"
-        return self.attempt, self.optimizer, self.kind, self.stat, layout
-
-
-class Exact(NamedTuple):
-    """The exact scalars of one step."""
-
-    attempt: int
-    optimizer: int
-    step: int
-    values: Mapping[str, float]
 
 
 class _Growing:
     """A block that takes more steps."""
 
-    def __init__(self, id_: int, key: tuple[int, int, str, str, str], width: int, capacity: int) -> None:
+    def __init__(self, id_: int, key: Key, width: int, capacity: int) -> None:
         self.id, self.key, self.width, self.capacity = id_, key, width, capacity
         self.dirty = True
         self.steps: list[int] = []
@@ -78,27 +50,16 @@ class Assembler:
         self._next_id = next_id
         self._block_steps = block_steps
         self._block_bytes = block_bytes
-        self._growing: dict[tuple, _Growing] = {}
+        self._growing: dict[Key, _Growing] = {}
         self._full: list[_Growing] = []
         self._keys: set[tuple] = set()
         self.refused = 0  # records of further signals, after MAX_KEYS of them
 
-    def add(self, details: Iterable[Detail], exacts: Iterable[Exact]) -> None:
-        """Take in records, in the order of their steps."""
-        by_key: dict[tuple, list[Detail]] = defaultdict(list)
-        for detail in details:
-            by_key[detail.key].append(detail)
-        for key, group in by_key.items():
-            if self._admit(key, len(group)):
-                (self._add_dense if key[-1] == "dense" else self._add_sparse)(key, group)
-        scalars: dict[tuple, list[tuple[int, float]]] = defaultdict(list)
-        for exact in exacts:
-            for name, value in exact.values.items():
-                scalars[exact.attempt, exact.optimizer, SCALAR, name, "exact"].append((exact.step, value))
-        for key, points in scalars.items():
-            if self._admit(key, len(points)):
-                steps, values = zip(*points, strict=True)
-                self._append(key, 1, list(steps), np.array(values, dtype=np.float64))
+    def add(self, chunks: Iterable[Chunk]) -> None:
+        """Take in chunks, those of one signal in the order of their steps."""
+        for chunk in chunks:
+            if self._admit(chunk.key, len(chunk.steps)):
+                self._append(chunk)
 
     def dirty(self) -> list[Block]:
         """Blocks that have grown since :meth:`written`, oldest first."""
@@ -122,7 +83,7 @@ class Assembler:
         """Give up the oldest full block that is not on disk. Returns its number of steps."""
         return len(self._full.pop(0).steps)
 
-    def _admit(self, key: tuple, records: int) -> bool:
+    def _admit(self, key: Key, records: int) -> bool:
         if key[1:] not in self._keys:
             if len(self._keys) >= MAX_KEYS:
                 self.refused += records
@@ -133,47 +94,27 @@ class Assembler:
                 self._full.append(self._growing.pop(old))
         return True
 
-    def _add_dense(self, key: tuple, group: list[Detail]) -> None:
-        width = max(len(d.values) for d in group)
-        open_block = self._growing.get(key)
-        if open_block is not None:
-            width = max(width, open_block.width)
-        if all(len(d.values) == width for d in group):
-            codes = encode(np.stack([d.values for d in group]))
-        else:
-            codes = np.concatenate([widen(encode(d.values)[None], width) for d in group])
-        self._append(key, width, [d.step for d in group], codes)
-
-    def _add_sparse(self, key: tuple, group: list[Detail]) -> None:
-        width = 1 + max(int(d.columns.max()) for d in group if d.columns is not None)
-        codes = encode(np.concatenate([d.values for d in group]))
-        columns = np.concatenate([d.columns for d in group if d.columns is not None])
-        counts = [len(d.values) for d in group]
-        ends = np.cumsum(counts)
-        taken = 0
-        while taken < len(group):
-            growing = self._block_for(key, width)
-            last = min(taken + growing.room, len(group))
-            part = slice(int(ends[taken - 1]) if taken else 0, int(ends[last - 1]))
-            growing.width = max(growing.width, width)
-            growing.steps += [d.step for d in group[taken:last]]
-            growing.counts += counts[taken:last]
-            growing.columns.append(columns[part])
-            growing.data.append(codes[part])
-            growing.dirty = True
-            taken = last
-
-    def _append(self, key: tuple, width: int, steps: list[int], data: np.ndarray) -> None:
+    def _append(self, chunk: Chunk) -> None:
+        key, steps, width, data, counts, columns = chunk
+        if key[-1] == "dense":
+            width = max(width, self._growing[key].width) if key in self._growing else width
+            data = widen(data, width)
+        ends = np.cumsum(counts) if counts is not None else np.arange(1, len(steps) + 1)
         taken = 0
         while taken < len(steps):
             growing = self._block_for(key, width)
             last = min(taken + growing.room, len(steps))
+            part = slice(int(ends[taken - 1]) if taken else 0, int(ends[last - 1]))
+            growing.width = max(growing.width, width)
             growing.steps += steps[taken:last]
-            growing.data.append(data[taken:last])
+            growing.data.append(data[part])
+            if counts is not None and columns is not None:
+                growing.counts += counts[taken:last]
+                growing.columns.append(columns[part])
             growing.dirty = True
             taken = last
 
-    def _block_for(self, key: tuple, width: int) -> _Growing:
+    def _block_for(self, key: Key, width: int) -> _Growing:
         """The block that takes the next step: a new one when the last is full or, if dense, too narrow."""
         growing = self._growing.get(key)
         if growing is not None and growing.room > 0 and (key[-1] != "dense" or growing.width == width):

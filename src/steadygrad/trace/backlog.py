@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections import Counter, deque
 
-from steadygrad.trace.assemble import Detail, Exact
+from steadygrad.trace.waiting import Detail, Exact, Whole
 
-_RECORD_BYTES = 200  # of a queued record beside its arrays, about
 _MAX_EXACT = 100_000  # steps
 _MAX_ROWS = 100_000  # events and names
 
@@ -17,8 +16,8 @@ class Backlog:
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes
         self._bytes = 0
-        self.details: deque[Detail] = deque()
-        self.exacts: deque[Exact] = deque()
+        self.details: deque[Detail | Whole] = deque()
+        self.exacts: deque[Exact | Whole] = deque()
         self.rows: deque[tuple[str, tuple]] = deque()  # (table, row without id and checksum)
         self.dropped: Counter[str] = Counter()
 
@@ -26,14 +25,22 @@ class Backlog:
     def empty(self) -> bool:
         return not (self.details or self.exacts or self.rows)
 
-    def put_detail(self, detail: Detail) -> None:
-        self.details.append(detail)
-        self._bytes += _size(detail)
-        while self._bytes > self._max_bytes and len(self.details) > 1:
-            self._bytes -= _size(self.details.popleft())
-            self.dropped["rows"] += 1
+    def put_whole(self, whole: Whole) -> None:
+        """Its detail and its scalars."""
+        self.put_exact(whole)
+        self.put_detail(whole)
 
-    def put_exact(self, exact: Exact) -> None:
+    def put_detail(self, detail: Detail | Whole) -> None:
+        self.details.append(detail)
+        self._bytes += detail.nbytes
+        while self._bytes > self._max_bytes and len(self.details) > 1:
+            oldest = self.details.popleft()
+            self._bytes -= oldest.nbytes
+            self.dropped["rows"] += 1
+            if isinstance(oldest, Whole):
+                oldest.give_up_detail()
+
+    def put_exact(self, exact: Exact | Whole) -> None:
         self.exacts.append(exact)
         if len(self.exacts) > _MAX_EXACT:
             self.exacts.popleft()
@@ -45,7 +52,7 @@ class Backlog:
             self.rows.popleft()
             self.dropped["events"] += 1
 
-    def take(self) -> tuple[list[Detail], list[Exact], list[tuple[str, tuple]]]:
+    def take(self) -> tuple[list[Detail | Whole], list[Exact | Whole], list[tuple[str, tuple]]]:
         """Empty the queues and return what was in them."""
         taken = list(self.details), list(self.exacts), list(self.rows)
         self.clear()
@@ -56,7 +63,3 @@ class Backlog:
         self.exacts.clear()
         self.rows.clear()
         self._bytes = 0
-
-
-def _size(detail: Detail) -> int:
-    return detail.values.nbytes + (0 if detail.columns is None else detail.columns.nbytes) + _RECORD_BYTES

@@ -8,11 +8,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from steadygrad.trace.assemble import BLOCK_BYTES, Assembler, Detail, Exact
+from steadygrad.trace.assemble import BLOCK_BYTES, Assembler
+from steadygrad.trace.gather import detail_chunks, exact_chunks
 from steadygrad.trace.jsontext import dumps
 from steadygrad.trace.lock import FileLock
 from steadygrad.trace.schema import crc
+from steadygrad.trace.signals import Find, Unfolding
 from steadygrad.trace.store import Busy, Store
+from steadygrad.trace.waiting import Detail, Exact, Whole
 
 _TABLES = ("attempt", "entity", "block", "event")
 _ENDED, _META, _LOST, _COUNTS = 2, 3, 4, 5  # places in a row of table attempt, after the id
@@ -30,13 +33,17 @@ class Limits(NamedTuple):
 class Pump:
     """Open the file for writing. Used by one thread at a time.
 
+    Args:
+        find: gives the columns of parameters and modules.
+
     Raises:
         TraceInUse: another writer has the file.
         OSError, sqlite3.Error: it cannot be written.
     """
 
-    def __init__(self, path: Path, meta: str, limits: Limits) -> None:
+    def __init__(self, path: Path, meta: str, limits: Limits, find: Find) -> None:
         self._path, self._limits = path, limits
+        self._unfolding = Unfolding(find)
         self._lock = FileLock(path)
         self._store: Store | None = None
         try:
@@ -53,11 +60,20 @@ class Pump:
         self._attempts: dict[int, list] = {self.session: [self.session, time.time(), None, meta, "{}", "{}"]}
         self._written: dict[int, tuple] = {}  # id -> its row as it is in the file
         self._rows: list[tuple[str, tuple]] = []  # to be written
-        self._lost = {"rows": 0, "thinned": 0, "signals": 0}  # read by other threads: never another key
+        self._lost = {
+            "rows": 0,
+            "thinned": 0,
+            "signals": 0,
+            "unknown": 0,
+        }  # read by other threads: never another key
 
-    def take(self, details: list[Detail], exacts: list[Exact], rows: list[tuple[str, tuple]]) -> None:
+    def take(
+        self, details: list[Detail | Whole], exacts: list[Exact | Whole], rows: list[tuple[str, tuple]]
+    ) -> None:
         """Take in what was queued."""
-        self._assembler.add(details, exacts)
+        self._assembler.add(detail_chunks(details, self._unfolding))
+        self._assembler.add(exact_chunks(exacts))
+        self._lost["unknown"] = self._unfolding.unknown
         for table, row in rows:
             self._number(table, row)
 

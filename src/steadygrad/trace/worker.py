@@ -10,10 +10,15 @@ import ctypes
 import os
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 from steadygrad.trace.backlog import Backlog
+from steadygrad.trace.columns import Columns
 from steadygrad.trace.lock import TraceInUse
 from steadygrad.trace.pump import Limits, Pump
 from steadygrad.trace.store import Busy
@@ -25,7 +30,7 @@ _LAST_TRIES = 10  # to write the rest while somebody holds the file, half a seco
 class Worker:
     """Empties ``backlog`` into the file, at the latest every ``flush_seconds``, and whenever it is woken.
 
-    ``mutex`` guards the backlog; :meth:`start` and :meth:`wake` are called holding it.
+    ``mutex`` guards the backlog and the columns; :meth:`start` and :meth:`wake` are called holding it.
 
     Raises:
         TraceInUse: another writer has the file. All other failures go to ``on_failure``.
@@ -36,11 +41,12 @@ class Worker:
         path: Path,
         mutex: threading.RLock,  # type: ignore[valid-type] # a function until Python 3.13
         backlog: Backlog,
+        columns: Columns,
         meta: str,
         limits: Limits,
         on_failure: Callable[[BaseException], None] | None,
     ) -> None:
-        self._state, self._backlog = threading.Condition(mutex), backlog
+        self._state, self._backlog, self._columns = threading.Condition(mutex), backlog, columns
         self._flush_seconds, self._on_failure = limits.flush_seconds, on_failure
         self.failed: BaseException | None = None
         self._closed = False
@@ -51,7 +57,7 @@ class Worker:
         self._pump: Pump | None = None
         self.session = 1
         try:
-            self._pump = Pump(path, meta, limits)
+            self._pump = Pump(path, meta, limits, self._find)
             self.session = self._pump.session
             self._pump.write({})
         except TraceInUse:
@@ -154,6 +160,10 @@ class Worker:
             self._done = ticket
             self._state.notify_all()
         return True
+
+    def _find(self, kind: str, optimizer: int, ids: Sequence[Any] | np.ndarray) -> npt.NDArray[np.int64]:
+        with self._state:
+            return self._columns.find(kind, optimizer, ids)
 
     def _fail(self, exc: BaseException) -> None:
         with self._state:

@@ -7,13 +7,13 @@ import os
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from steadygrad.records import Action, Cause, Finding, ParamInfo, Severity, StepStats
-from steadygrad.trace.assemble import Detail, Exact
 from steadygrad.trace.backlog import Backlog
 from steadygrad.trace.codec import ABSENT
 from steadygrad.trace.columns import Columns
@@ -21,7 +21,7 @@ from steadygrad.trace.jsontext import dumps
 from steadygrad.trace.lock import TraceInUse as TraceInUse
 from steadygrad.trace.pump import Limits
 from steadygrad.trace.schema import MAX_ATTEMPTS, MODULE, PARAM, clean_name
-from steadygrad.trace.signals import exact_signals, has_gradient, sparse_signals
+from steadygrad.trace.waiting import Detail, Exact, Whole
 from steadygrad.trace.worker import Worker
 
 
@@ -90,11 +90,12 @@ class TraceWriter:
         self._backlog = Backlog(queue_bytes)
         self._columns = Columns()
         self._last_step: dict[int, int] = {}  # of each optimizer
-        self._had_gradient: dict[int, np.ndarray] = {}
         self._window = (0, -1)  # optimizer and step last seen
         self._steps = 0  # seen since the thread was last woken
         limits = Limits(block_steps, flush_seconds, max_bytes, queue_bytes)
-        self._worker = Worker(self.path, self._mutex, self._backlog, dumps(self._meta), limits, on_failure)
+        self._worker = Worker(
+            self.path, self._mutex, self._backlog, self._columns, dumps(self._meta), limits, on_failure
+        )
         self._attempt = self._session = self._worker.session
         if self._live():
             atexit.register(self.close)
@@ -129,17 +130,21 @@ class TraceWriter:
                     self._backlog.put_row("entity", (self._session, *row))
 
     def step(self, stats: StepStats) -> None:
-        """Record all that one step record holds; ``signals.py`` says under which names."""
-        optimizer, step = stats.optimizer, stats.step
-        self.scalars(optimizer, step, exact_signals(stats))
-        measured = has_gradient(stats, self._had_gradient.get(optimizer))
-        self._had_gradient[optimizer] = measured
-        self.row("grad_norm", optimizer, step, stats.grad_norms, measured=measured)
-        if stats.activations:
-            self.declare_modules({a.module: a.module_type for a in stats.activations})
-        for kind, stat, ids, values in sparse_signals(stats):
-            if len(ids):
-                self._sparse(kind, stat, optimizer, step, ids, values)
+        """Record all that one step record holds; ``signals.py`` says under which names.
+
+        The record is only queued, not copied: its arrays may not be changed afterwards. A step lower than the last
+        one of this optimizer opens a new attempt.
+        """
+        if stats.portrait is not None:  # not stored; it would only be kept alive
+            stats = replace(stats, portrait=None)
+        with self._mutex:
+            if not self._live():
+                return
+            if stats.activations:
+                self.declare_modules({a.module: a.module_type for a in stats.activations})
+            if self._in_order(stats.optimizer, stats.step):
+                self._backlog.put_whole(Whole(self._attempt, stats))
+                self._count(stats.optimizer, stats.step)
 
     def scalars(self, optimizer: int, step: int, values: Mapping[str, float]) -> None:
         """Record exact numbers of one step. A step lower than the last one of this optimizer opens a new attempt."""
@@ -247,12 +252,12 @@ class TraceWriter:
         self, kind: str, stat: str, optimizer: int, step: int, ids: Sequence[Any] | np.ndarray, values: Any
     ) -> None:
         kept = _floats(values)
-        columns = self._columns.find(kind, int(optimizer), ids)
-        unknown = int((columns < 0).sum())
-        if unknown:
-            kept, columns = kept[columns >= 0], columns[columns >= 0]
-            with self._mutex:
-                self._backlog.dropped["unknown"] += unknown
+        with self._mutex:
+            columns = self._columns.find(kind, int(optimizer), ids)
+            declared = columns >= 0
+            if not declared.all():
+                self._backlog.dropped["unknown"] += int((~declared).sum())
+                kept, columns = kept[declared], columns[declared]
         self._put(kind, stat, optimizer, step, columns.astype(np.uint32), kept)
 
     def _put(
