@@ -35,7 +35,7 @@ def param(*shape, dtype=torch.float32, scale=1.0):
 
 
 def look(optimizer, params, rotation=None, step=0, first_index=0, grad_scale=1.0, applied=True):
-    rotation = rotation or Rotation(1)
+    rotation = rotation or Rotation(1, state_turns=1)
     rotation.before(optimizer, params, first_index, step, grad_scale)
     if applied:
         optimizer.step(*([lambda: torch.zeros(())] if isinstance(optimizer, torch.optim.LBFGS) else []))
@@ -396,7 +396,7 @@ def test_slices_have_the_state_and_the_gradient_of_their_place():
     p.grad = torch.randn_like(p)
     optimizer.step()
     optimizer.state[p]["exp_avg"][63, 5] = math.nan
-    rotation = Rotation()
+    rotation = Rotation(state_turns=1)
     finite = [look(optimizer, [p], rotation, step, applied=False)[0].state_finite for step in range(16)]
     assert finite == [True] * 15 + [False]
     optimizer.state[p]["exp_avg"][63, 5] = 0.0
@@ -495,9 +495,11 @@ def test_two_optimizers_do_not_disturb_each_other():
         assert stats.update_ratio == pytest.approx(float((p.detach() - old).norm() / old.norm()), rel=1e-5)
 
 
-def test_bad_number_of_parts():
+def test_bad_numbers():
     with pytest.raises(ValueError, match="num_parts must be at least 1, got 0"):
         Rotation(0)
+    with pytest.raises(ValueError, match="state_turns must be at least 1, got 0"):
+        Rotation(state_turns=0)
 
 
 # ---------------------------------------------------------------------- do no harm

@@ -29,6 +29,11 @@ CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.
 WHOLE = (nn.RNNBase, nn.MultiheadAttention)  # compute by themselves, whatever children they have
 
 
+def sampled(step: int, every: int) -> bool:
+    """Whether a step is one of those at which a closer look is taken: the first ones, and every so many."""
+    return step in FIRST_STEPS or step % every == 0
+
+
 class _Hook:
     """A forward hook that becomes inert in every copy of its module, and in a file needs no steadygrad to load."""
 
@@ -113,7 +118,7 @@ class ActivationSampler:
 
     def due(self, step: int) -> bool:
         """Whether this step is to be sampled: 0, 1, 2, 5, 10, 20 and every ``every``-th."""
-        return step in FIRST_STEPS or step % self.every == 0
+        return sampled(step, self.every)
 
     def arm(self) -> None:
         """Install the hooks. Those already there are renewed."""
@@ -146,10 +151,12 @@ class ActivationSampler:
     @torch.no_grad()
     def take(self) -> tuple[ActivationStats, ...]:
         """What was seen since the last time, modules in the order of their first call. Clears it."""
-        seen = {path: totals for path, totals in self._seen.items() if totals.count}
-        self._seen = {}
         self._made.clear()
         self._measured.clear()
+        if not self._seen:
+            return ()
+        seen = {path: totals for path, totals in self._seen.items() if totals.count}
+        self._seen = {}
         sums: dict[torch.device, list[tuple[str, str, Tensor]]] = {}
         for path, totals in seen.items():
             for kind, tensor in totals.on_device().items():

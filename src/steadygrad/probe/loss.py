@@ -40,4 +40,6 @@ class LossKeeper:
         self._read = True
         if not self._roots:
             return None, self._passes
-        return float(sum(root.double() for root in self._roots)), self._passes  # host sync
+        first, *others = self._roots
+        loss = sum((root.double() for root in others), first.double()) if others else first
+        return float(loss), self._passes  # host sync

@@ -60,10 +60,20 @@ def find_optimizers() -> list[Optimizer]:
 
 def find_compiled() -> list[nn.Module]:
     """The modules that are run through ``torch.compile(module)``, whoever holds the compiled one."""
-    if "torch._dynamo" not in sys.modules:
+    if not _has_compiled():
         return []
     wrappers: list[Any] = [x for x in _live_objects() if is_compiled_wrapper(type(x))]
     return [inner for wrapper in wrappers for _, inner in _children(wrapper)]
+
+
+def _has_compiled() -> bool:
+    """Whether ``torch.compile`` was called in this process: else no object needs to be looked at."""
+    dynamo = sys.modules.get("torch._dynamo.eval_frame")
+    if dynamo is None:
+        return False
+    patch: Any = getattr(getattr(dynamo, "TorchPatcher", None), "patch", None)
+    cache_info = getattr(patch, "cache_info", None)
+    return cache_info is None or cache_info().currsize > 0
 
 
 def is_compiled_wrapper(kind: type) -> bool:
@@ -84,11 +94,11 @@ def named_roots(
         roots: module trees.
         optimizers: those of the run; all live ones if None.
     """
-    trained = {
-        id(p)
-        for optimizer in (find_optimizers() if optimizers is None else optimizers)
-        for p in flat_params(optimizer)
-    }
+    if (
+        optimizers is None
+    ):  # one root is named the same whoever trains it: no need to look through all objects
+        optimizers = find_optimizers() if len(roots) > 1 else ()
+    trained = {id(p) for optimizer in optimizers for p in flat_params(optimizer)}
     held = [{id(p) for _, p in _named_tensors(root)} for root in roots]
     if trained & set[int]().union(*held):  # else no optimizer is known yet, and every root counts
         held = [tensors & trained for tensors in held]

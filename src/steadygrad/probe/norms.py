@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ from torch import Tensor
 
 MISSING = float("nan")
 """In the place of a norm where there is no gradient. A gradient that holds NaN or Inf has the norm inf."""
+PLAIN = frozenset({torch.float32, torch.float64, torch.bfloat16, torch.float16})
 
 
 @torch.no_grad()
@@ -33,42 +34,24 @@ def gradient_norms(grads: Sequence[Tensor | None], scale: float = 1.0) -> np.nda
         >>> gradient_norms([torch.tensor([3.0, 4.0]), None, torch.tensor([1.0, float("nan")])]).tolist()
         [5.0, nan, inf]
     """
-    norms = np.full(len(grads), MISSING)
-    groups: dict[tuple[object, ...], list[tuple[int, Tensor]]] = defaultdict(list)
-    meshes: dict[int, Any] = {}
-    for position, grad in enumerate(grads):
-        if grad is None or grad.is_meta:
-            continue
-        mesh = _mesh_of_shards(grad)
-        values = plain_values(grad)
-        if values.numel() == 0 and mesh is None:
-            norms[position] = 0.0
-            continue
-        if mesh is not None:
-            meshes[position] = mesh
-        groups[values.device, values.dtype].append((position, values))
-    for (_, dtype), members in groups.items():
-        accumulate = torch.float64 if dtype == torch.float64 else torch.float32
-        found = torch.stack(torch._foreach_norm([v for _, v in members], 2, dtype=accumulate))
-        host = found.double().cpu().numpy()  # host sync
-        for (position, values), norm in zip(members, host, strict=True):
-            if not math.isfinite(norm):
-                norm = _norm_in_double(values)
-            norms[position] = norm
-    if meshes:
-        _add_over_ranks(norms, meshes)
+    present = [grad for grad in grads if grad is not None]
+    if _alike(present):
+        found = _norms_on_host(present)
+        norms = np.array(found) if len(found) == len(grads) else _with_gaps(found, grads)
+    else:
+        norms = _norms_of_any(grads)
     return norms / scale if scale != 1.0 else norms
 
 
 def total_norm(norms: np.ndarray) -> float:
-    """Joint L2 norm of tensors whose norms these are; missing ones left out."""
-    present = norms[~np.isnan(norms)]
-    if not present.size:
-        return 0.0
-    largest = float(present.max())
-    if largest == 0.0 or math.isinf(largest):
-        return largest
-    return largest * math.sqrt(float(np.square(present / largest).sum()))
+    """Joint L2 norm of tensors whose norms these are; missing ones left out. Neither over- nor underflows.
+
+    Example:
+        >>> total_norm(np.array([3.0, MISSING, 4.0])), total_norm(np.array([math.inf, MISSING]))
+        (5.0, inf)
+    """
+    total = math.hypot(*norms.tolist())
+    return total if not math.isnan(total) else math.hypot(*norms[~np.isnan(norms)].tolist())
 
 
 def plain_values(tensor: Tensor) -> Tensor:
@@ -83,6 +66,57 @@ def plain_values(tensor: Tensor) -> Tensor:
     if tensor.is_complex():
         tensor = torch.view_as_real(tensor.resolve_conj())
     return tensor.float() if tensor.element_size() == 1 else tensor  # float8 has no norm of its own
+
+
+def _alike(grads: Sequence[Tensor]) -> bool:
+    """Whether these are plain dense real tensors of one device and one dtype: then nothing has to be sorted."""
+    return (
+        set(map(type, grads)) == {Tensor}
+        and grads[0].dtype in PLAIN
+        and len({grad.dtype for grad in grads}) == 1
+        and len({grad.device for grad in grads}) == 1
+        and {grad.layout for grad in grads} == {torch.strided}
+        and not grads[0].is_meta
+    )
+
+
+def _norms_on_host(values: list[Tensor]) -> list[float]:
+    """Norms of tensors of one device and dtype: one grouped reduction, one copy to the host."""
+    accumulate = torch.float64 if values[0].dtype == torch.float64 else torch.float32
+    norms = torch.stack(torch._foreach_norm(values, 2, dtype=accumulate)).tolist()  # host sync
+    if math.isfinite(sum(norms)):
+        return norms
+    return [n if math.isfinite(n) else _norm_in_double(v) for n, v in zip(norms, values, strict=True)]
+
+
+def _with_gaps(found: Iterable[float], grads: Sequence[Tensor | None]) -> np.ndarray:
+    norms = iter(found)
+    return np.array([MISSING if grad is None else next(norms) for grad in grads])
+
+
+def _norms_of_any(grads: Sequence[Tensor | None]) -> np.ndarray:
+    """Norms of tensors of any kinds: grouped by device and dtype, those of shards summed over the ranks."""
+    norms = np.full(len(grads), MISSING)
+    groups: dict[tuple[object, ...], tuple[list[int], list[Tensor]]] = defaultdict(lambda: ([], []))
+    meshes: dict[int, Any] = {}
+    for position, grad in enumerate(grads):
+        if grad is None or grad.is_meta:
+            continue
+        mesh = _mesh_of_shards(grad)
+        values = plain_values(grad)
+        if values.numel() == 0 and mesh is None:
+            norms[position] = 0.0
+            continue
+        if mesh is not None:
+            meshes[position] = mesh
+        group = groups[values.device, values.dtype]
+        group[0].append(position)
+        group[1].append(values)
+    for positions, members in groups.values():
+        norms[positions] = _norms_on_host(members)
+    if meshes:
+        _add_over_ranks(norms, meshes)
+    return norms
 
 
 def _norm_in_double(values: Tensor) -> float:

@@ -3,65 +3,62 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Hashable, Mapping
-from typing import Any, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-K = TypeVar("K", bound=Hashable)
-
 
 class Readings:
-    """0-D tensors that go to the host together: one copy per device. Plain numbers may come along."""
+    """0-D tensors that go to the host together: one copy per device. Plain numbers may come along.
+
+    Example:
+        >>> readings = Readings()
+        >>> readings.add_norms("norm", {"a": torch.ones(4), "b": torch.ones(9)})
+        >>> readings.to_host()["norm"]
+        {'a': 2.0, 'b': 3.0}
+    """
 
     def __init__(self) -> None:
         self._known: dict[str, dict[Any, float]] = defaultdict(dict)
-        self._waiting: dict[tuple[torch.device, torch.dtype], list[tuple[str, Any, Tensor]]] = defaultdict(
-            list
-        )
+        self._waiting: dict[torch.device, dict[torch.dtype, tuple[list[tuple[str, Any]], list[Tensor]]]] = {}
 
-    def add(self, kind: str, key: Any, value: Tensor | float) -> None:
-        if isinstance(value, Tensor):
-            self._waiting[value.device, value.dtype].append((kind, key, value))
-        else:
-            self._known[kind][key] = float(value)
-
-    def add_all(self, kind: str, values: Mapping[Any, Tensor]) -> None:
+    def add(self, kind: str, values: Mapping[Any, Tensor | float]) -> None:
+        """Take these 0-D tensors and numbers along."""
         for key, value in values.items():
-            self.add(kind, key, value)
+            if isinstance(value, Tensor):
+                self._take(value, [(kind, key)], [value])
+            else:
+                self._known[kind][key] = value
+
+    def add_norms(self, kind: str, tensors: Mapping[Any, Tensor]) -> None:
+        """Take along the L2 norms of these tensors, in float32 at least: one grouped call per device and dtype."""
+        groups: dict[tuple[torch.device, torch.dtype], list[Any]] = defaultdict(list)
+        for key, tensor in tensors.items():
+            groups[tensor.device, tensor.dtype].append(key)
+        for (_, dtype), keys in groups.items():
+            members = [tensors[key].float() if dtype.itemsize == 1 else tensors[key] for key in keys]
+            wide = torch.float64 if dtype == torch.float64 else torch.float32
+            found = torch._foreach_norm(members, 2, dtype=wide)
+            self._take(found[0], [(kind, key) for key in keys], found)
+
+    def _take(self, like: Tensor, names: list[tuple[str, Any]], tensors: Sequence[Tensor]) -> None:
+        """Put 0-D tensors of one device and dtype with the others of theirs."""
+        of_device = self._waiting.setdefault(like.device, {})
+        known, waiting = of_device.setdefault(like.dtype, ([], []))
+        known += names
+        waiting += tensors
 
     def to_host(self) -> dict[str, dict[Any, float]]:
         """kind -> key -> number. A kind that nothing was added for is empty."""
-        by_device: dict[torch.device, list[list[tuple[str, Any, Tensor]]]] = defaultdict(list)
-        for (device, _), entries in self._waiting.items():
-            by_device[device].append(entries)
         numbers = defaultdict(dict, self._known)
-        for device, groups in by_device.items():
+        for device, groups in self._waiting.items():
             wide = torch.float32 if device.type == "mps" else torch.float64
-            stacked = [torch.stack([t.reshape(()) for _, _, t in group]).to(wide) for group in groups]
+            stacked = [torch.stack(tensors).to(wide) for _, tensors in groups.values()]
             values = torch.cat(stacked).tolist()  # host sync
-            for (kind, key, _), value in zip((e for group in groups for e in group), values, strict=True):
+            for (kind, key), value in zip(
+                (name for names, _ in groups.values() for name in names), values, strict=True
+            ):
                 numbers[kind][key] = value
         return numbers
-
-
-def norms(tensors: Mapping[K, Tensor]) -> dict[K, Tensor]:
-    """L2 norms in float32 at least, one grouped call per device and dtype."""
-    groups: dict[tuple[torch.device, torch.dtype], list[K]] = defaultdict(list)
-    for key, tensor in tensors.items():
-        groups[tensor.device, tensor.dtype].append(key)
-    found: dict[K, Tensor] = {}
-    for (_, dtype), keys in groups.items():
-        members = [tensors[key].float() if dtype.itemsize == 1 else tensors[key] for key in keys]
-        wide = torch.float64 if dtype == torch.float64 else torch.float32
-        found.update(zip(keys, torch._foreach_norm(members, 2, dtype=wide), strict=True))
-    return found
-
-
-def max_abs(values: Tensor) -> Tensor:
-    """Largest absolute value of a tensor that is not empty; nan if it holds one."""
-    if values.dtype.itemsize == 1:  # float8
-        values = values.float()
-    low, high = torch.aminmax(values)  # a sixth of the time of norm(inf) on a CPU; nan stays nan
-    return torch.maximum(-low, high)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -14,10 +14,16 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from steadygrad._foreach import copy_grouped_, nonfinite
-from steadygrad.probe.local import readable
-from steadygrad.probe.moments import Moment, adam_rms, normalised_gradient, second_moment
-from steadygrad.probe.reductions import Readings, max_abs, norms
-from steadygrad.probe.slices import Piece, Plan
+from steadygrad.probe.moments import (
+    LEAST,
+    SAMPLE,
+    Moment,
+    adam_rms,
+    normalised_gradients,
+    second_moment,
+)
+from steadygrad.probe.reductions import Readings
+from steadygrad.probe.slices import Piece, Plan, at_hand
 from steadygrad.records import NAN, TensorStats
 
 SAFE = (1e-15, 1e18)  # float32 norms between these have squares that neither under- nor overflow
@@ -25,14 +31,18 @@ SAFE = (1e-15, 1e18)  # float32 norms between these have squares that neither un
 
 @dataclass
 class _Open:
-    """What ``before`` has read of one step, still on the device."""
+    """What ``before`` has read of one step, still on the device. Keys are places in ``pieces``."""
 
     pieces: list[Piece]
     params: list[Tensor]  # one per piece
     first_index: int
-    grads: list[Tensor | None]
+    turn: int
     grad_scale: float
-    read: Readings
+    most: int  # elements of each piece for the mean of g^2 / v
+    read: Readings = field(default_factory=Readings)
+    grads: dict[int, Tensor] = field(default_factory=dict)  # the sampled rows of dense gradients
+    lows: dict[int, Tensor] = field(default_factory=dict)
+    highs: dict[int, Tensor] = field(default_factory=dict)
 
 
 class Rotation:
@@ -41,10 +51,14 @@ class Rotation:
     The parts hold about equally many elements. A big tensor is cut along its first axis (along its longest where
     the first is short); of such a tensor a step sees one slice, and then
 
-    - ``grad_max_abs``, ``update_ratio``, ``adam_rms``, ``state_finite`` and ``weight_finite`` are those of the slice,
-    - ``weight_norm`` is the norm of the slice times sqrt(elements of the tensor / elements of the slice).
+    - ``grad_max_abs``, ``update_ratio``, ``adam_rms`` and ``weight_finite`` are those of the slice,
+    - ``weight_norm`` is the norm of the slice times sqrt(elements of the tensor / elements of the slice),
+    - ``state_finite`` is that of one share in ``state_turns`` of the slice, another one in each turn. It is that of
+      the whole slice where the weights are not finite: a step of Adam on a nan anywhere in its moments shows there
+      at once.
 
-    Every element is looked at exactly once in ``num_parts`` steps. Which part a step looks at depends on the step
+    Every weight is looked at exactly once in ``num_parts`` steps, and every number of the state once in
+    ``num_parts * state_turns`` steps. Which part a step looks at depends on the step
     and the shapes alone. A small model has steps in which nothing is looked at.
 
         update_ratio = ||w_new - w_old|| / ||w_old||
@@ -53,14 +67,18 @@ class Rotation:
     with v and t as they are *after* the step, so that g is part of v: ``exp_avg_sq`` of the Adam family, and
     ``square_avg`` of RMSprop and Adadelta (corrected for its start at 0 in the same way, whatever the optimizer
     does). The mean goes over the elements whose v is above 0 (rows that never had a gradient do not count), in the
-    first 65,536 elements or so of the slice. It is nan for sparse gradients, for other optimizers, and where the
-    step was not taken.
+    first rows of the slice: 32,768 elements, or where a step looks at several tensors an equal share of that for
+    each, at least 4096. It is nan for sparse gradients, for other optimizers, and where the step was not taken.
 
     Frozen parameters, and what cannot be read here (meta, quantised, empty, without floating values), are left
     out. Of a sharded parameter (DTensor) the part on this process is read. Complex numbers count as pairs of reals.
 
     Args:
         num_parts: steps in one turn, at least 1.
+        state_turns: turns in which all of the optimizer's state is looked at, at least 1.
+
+    Raises:
+        ValueError: a number below 1.
 
     Example:
         >>> w = torch.nn.Parameter(torch.full((4,), 2.0))
@@ -73,10 +91,12 @@ class Rotation:
         [(1.0, 4.0, 0.25)]
     """
 
-    def __init__(self, num_parts: int = 16) -> None:
-        if num_parts < 1:
-            raise ValueError(f"num_parts must be at least 1, got {num_parts}")
+    def __init__(self, num_parts: int = 16, state_turns: int = 4) -> None:
+        for name, number in (("num_parts", num_parts), ("state_turns", state_turns)):
+            if number < 1:
+                raise ValueError(f"{name} must be at least 1, got {number}")
         self.num_parts = num_parts
+        self.state_turns = state_turns
         self._plans: WeakKeyDictionary[Optimizer, Plan] = WeakKeyDictionary()
         self._open: WeakKeyDictionary[Optimizer, _Open] = WeakKeyDictionary()
 
@@ -98,26 +118,29 @@ class Rotation:
             step: number of the step, which decides the part.
             grad_scale: the gradients are too large by this factor, and the optimizer will divide them itself.
         """
+        turn, part = divmod(step, self.num_parts)
+        self._open.pop(optimizer, None)  # of a step that raised
         plan = self._plans.get(optimizer)
-        if plan is None or not plan.fits(params):
+        if plan is None or not plan.fits(params, part):
             plan = self._new_plan(optimizer, params)
-        pieces = plan.parts[step % self.num_parts]
+        if not plan.parts[part]:
+            return
+        pieces = plan.parts[part]
         weights = [piece.read(params[piece.position]) for piece in pieces]
         if any(weight is None for weight in weights):  # moved, reshaped or cast in place
-            pieces = self._new_plan(optimizer, params).parts[step % self.num_parts]
+            pieces = self._new_plan(optimizer, params).parts[part]
             weights = [piece.read(params[piece.position]) for piece in pieces]
-        pairs = [(piece.old, w) for piece, w in zip(pieces, weights, strict=True) if w is not None]
-        copy_grouped_([old for old, _ in pairs], [w for _, w in pairs])
-        mine = [params[piece.position] for piece in pieces]
-        seen = self._open[optimizer] = _Open(list(pieces), mine, first_index, [], grad_scale, Readings())
-        seen.read.add_all("weight", norms({i: piece.old for i, piece in enumerate(pieces)}))
+        mine, most = [params[piece.position] for piece in pieces], max(LEAST, SAMPLE // max(1, len(pieces)))
+        seen = self._open[optimizer] = _Open(list(pieces), mine, first_index, turn, grad_scale, most)
+        present = {i: weight for i, weight in enumerate(weights) if weight is not None}
+        seen.read.add_norms("weight", present)  # brings the weights near: the copy comes after it
+        copy_grouped_([pieces[i].old for i in present], list(present.values()))
         for i, (piece, param) in enumerate(zip(pieces, mine, strict=True)):
-            values, largest = _gradient(piece, param.grad)
-            if largest is not None:
-                seen.read.add("max_abs", i, largest)
-            if values is not None and grad_scale != 1.0:
-                values = values.to(piece.old.dtype) / grad_scale  # the optimizer may divide in place, or not
-            seen.grads.append(values)
+            values, few = _gradient(piece, param.grad, most)
+            if values is not None:
+                seen.lows[i], seen.highs[i] = _extremes(values)
+            if few is not None:  # the optimizer may divide in place, or not
+                seen.grads[i] = few if grad_scale == 1.0 else few.to(piece.old.dtype) / grad_scale
 
     @torch.no_grad()
     def after(self, optimizer: Optimizer, applied: bool) -> tuple[TensorStats, ...]:
@@ -133,17 +156,24 @@ class Rotation:
         pieces, read = seen.pieces, seen.read
         weights = [piece.read(param) for piece, param in zip(pieces, seen.params, strict=True)]
         states = [_state_of(optimizer, param) for param in seen.params]
-        floats = {(i, k): t for i, piece in enumerate(pieces) for k, t in _state_slices(piece, states[i])}
-        read.add_all("state", norms(floats))
+        share = seen.turn % self.state_turns
+        floats = {
+            (i, k): t
+            for i, piece in enumerate(pieces)
+            for k, t in _state_slices(piece, states[i], share, self.state_turns)
+        }
+        read.add_norms("state", floats)
+        read.add("low", seen.lows)
+        read.add("high", seen.highs)
         moments: dict[int, Moment] = {}
         if applied:
             _subtract_(pieces, weights)
-            read.add_all("update", norms({i: p.old for i, p in enumerate(pieces) if weights[i] is not None}))
+            read.add_norms("update", {i: p.old for i, p in enumerate(pieces) if weights[i] is not None})
             moments = _read_moments(optimizer, seen, states)
         numbers = read.to_host()
         broken = _nonfinite_pieces(floats, numbers["state"])
         return tuple(
-            _stats(i, seen, weights[i], numbers, applied, moments.get(i), state_finite=i not in broken)
+            _stats(i, seen, weights[i], states[i], numbers, applied, moments.get(i), broken=i in broken)
             for i in range(len(pieces))
         )
 
@@ -155,18 +185,21 @@ class Rotation:
 def _read_moments(optimizer: Optimizer, seen: _Open, states: list[dict[str, Any]]) -> dict[int, Moment]:
     """Read what :func:`adam_rms` needs, for every piece that has a gradient and a second moment."""
     moments: dict[int, Moment] = {}
-    ratios: dict[int, Tensor] = {}
-    for i, piece in enumerate(seen.pieces):
+    groups: dict[tuple[torch.device, torch.dtype], list[tuple[int, Tensor]]] = defaultdict(list)
+    for i, grad in seen.grads.items():
+        piece = seen.pieces[i]
         moment = second_moment(optimizer.param_groups[piece.group], states[i])
-        grad = seen.grads[i]
-        v = piece.of(readable(moment.average)) if moment is not None else None
-        if moment is None or grad is None or v is None:
-            continue
-        moments[i] = moment
-        ratios[i], count = normalised_gradient(grad, v, piece.dim, piece.old.dtype)
-        seen.read.add("count", i, count)
-        seen.read.add("step", i, moment.step)
-    seen.read.add_all("ratio", norms(ratios))
+        average = at_hand(moment.average) if moment is not None else None
+        if moment is not None and average is not None and piece.matches(average):
+            moments[i] = moment
+            groups[grad.device, piece.old.dtype].append((i, piece.of(average, seen.most)))
+    for (_, dtype), entries in groups.items():
+        places = [i for i, _ in entries]
+        ratios, counts = normalised_gradients([seen.grads[i] for i in places], [v for _, v in entries], dtype)
+        seen.read.add_norms("ratio", dict(zip(places, ratios, strict=True)))
+        seen.read.add("count", dict(zip(places, counts, strict=True)))
+    steps = {i: moment.step for i, moment in moments.items()}
+    seen.read.add("step", {i: s.reshape(()) if isinstance(s, Tensor) else s for i, s in steps.items()})
     return moments
 
 
@@ -174,11 +207,12 @@ def _stats(
     i: int,
     seen: _Open,
     weight: Tensor | None,
+    state: dict[str, Any],
     numbers: dict[str, dict[Any, float]],
     applied: bool,
     moment: Moment | None,
     *,
-    state_finite: bool,
+    broken: bool,
 ) -> TensorStats:
     """The record of one piece from its numbers."""
     piece = seen.pieces[i]
@@ -189,7 +223,10 @@ def _stats(
         norm = exact if math.isfinite(exact) else norm
         update = exact_update if math.isfinite(exact_update) else update
         finite = not nonfinite([weight])
-    largest = numbers["max_abs"].get(i, NAN) / seen.grad_scale
+    if not finite and not broken:
+        broken = bool(nonfinite([tensor for _, tensor in _state_slices(piece, state)]))
+    low, high = numbers["low"].get(i, NAN), numbers["high"].get(i, NAN)
+    largest = max(-low, high) / seen.grad_scale
     rms = NAN
     if moment is not None and math.isfinite(largest):
         rms = adam_rms(numbers["ratio"][i], numbers["count"][i], moment.decay, numbers["step"][i])
@@ -199,22 +236,28 @@ def _stats(
         weight_norm=norm * piece.growth,
         update_ratio=update / norm if norm > 0 else NAN,
         adam_rms=rms,
-        state_finite=state_finite,
+        state_finite=not broken,
         weight_finite=finite,
     )
 
 
-def _gradient(piece: Piece, grad: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
-    """The slice of a gradient (None if sparse) and its largest absolute value; of a sparse one the whole counts."""
-    if grad is None:
-        return None, None
-    if grad.layout is torch.sparse_coo:  # several entries for one row add up only when coalesced
-        values = readable(grad.detach().coalesce().values())
-        if values is None:
-            return None, None
-        return None, max_abs(values) if values.numel() else torch.zeros((), device=values.device)
-    values = piece.of(readable(grad))
-    return values, None if values is None else max_abs(values)
+def _gradient(piece: Piece, grad: Tensor | None, most: int) -> tuple[Tensor | None, Tensor | None]:
+    """The slice of a gradient, and some of it. Of a sparse one all values count, wherever they are."""
+    if grad is not None and grad.layout is torch.sparse_coo:
+        return at_hand(grad.detach().coalesce().values()), None  # several entries for one row add up
+    whole = at_hand(grad)
+    return (
+        (piece.of(whole), piece.of(whole, most))
+        if whole is not None and piece.matches(whole)
+        else (None, None)
+    )
+
+
+def _extremes(values: Tensor) -> tuple[Tensor, Tensor]:
+    if not values.numel():
+        return values.new_zeros(()), values.new_zeros(())
+    # A sixth of the time of norm(inf) on a CPU; nan stays nan. Float8 has no such reduction.
+    return torch.aminmax(values.float() if values.dtype.itemsize == 1 else values)
 
 
 def _subtract_(pieces: Sequence[Piece], weights: Sequence[Tensor | None]) -> None:
@@ -236,23 +279,24 @@ def _state_of(optimizer: Optimizer, param: Tensor) -> dict[str, Any]:
     return state if isinstance(state, dict) else {}
 
 
-def _state_slices(piece: Piece, state: dict[str, Any]) -> Iterable[tuple[tuple[str, int], Tensor]]:
-    """The floating state tensors of a piece. One of another shape has no slices: the first piece answers for it."""
+def _state_slices(
+    piece: Piece, state: dict[str, Any], share: int = 0, of: int = 1
+) -> Iterator[tuple[tuple[str, int], Tensor]]:
+    """A share of the floating state tensors of a piece. One of another shape is whole in the first share."""
     for name, value in state.items():
         for k, tensor in enumerate(value if isinstance(value, (list, tuple)) else (value,)):  # lists: LBFGS
-            if (whole := readable(tensor)) is None:
+            if (whole := at_hand(tensor)) is None:
                 continue
-            part = piece.of(whole)
-            if part is not None:
-                yield (name, k), part
-            elif piece.first:
+            if piece.matches(whole) and whole.dim():
+                yield (name, k), piece.share_of(whole, share, of)
+            elif share == 0 and piece.first:
                 yield (name, k), whole
 
 
 def _nonfinite_pieces(tensors: dict[Any, Tensor], norms_of: dict[Any, float]) -> set[int]:
     """Pieces that own a state tensor with a NaN or an infinity; a norm may also have overflowed."""
     suspects = [key for key, norm in norms_of.items() if not math.isfinite(norm)]
-    return {suspects[k][0] for k in nonfinite([tensors[key] for key in suspects])}
+    return {suspects[k][0] for k in nonfinite([tensors[key] for key in suspects])} if suspects else set()
 
 
 def _exactly(piece: Piece, new: Tensor, applied: bool) -> tuple[float, float]:

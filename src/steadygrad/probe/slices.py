@@ -6,9 +6,12 @@ import math
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from operator import is_
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 from torch.optim import Optimizer
 
 from steadygrad.probe.local import readable
@@ -18,6 +21,26 @@ PIECES_PER_PART = (
 )
 SMALLEST_CUT = 8192  # elements; a tensor smaller than this is never cut
 OVERHEAD = 8192  # elements that are read in the time that the calls for one more tensor take, roughly
+
+
+PLAIN = frozenset({torch.float32, torch.float64, torch.bfloat16, torch.float16})
+
+
+def at_hand(tensor: Any) -> Tensor | None:
+    """As :func:`~steadygrad.probe.local.readable`, but a plain tensor or parameter is handed back as it is.
+
+    To be used without autograd, for a moment: what is handed back may ask for gradients.
+    """
+    if (
+        (type(tensor) is Tensor or type(tensor) is Parameter)
+        and tensor.dtype in PLAIN
+        and tensor.layout is torch.strided
+        and not tensor.is_meta
+        and not tensor.is_nested
+        and not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+    ):
+        return tensor
+    return readable(tensor)
 
 
 @dataclass
@@ -35,18 +58,36 @@ class Piece:
     first: bool  # the first piece of its parameter
     old: Tensor = field(default_factory=lambda: torch.empty(0))  # room for the weights before the step
 
-    def of(self, whole: Tensor | None) -> Tensor | None:
-        """The slice of a tensor of the parameter's shape, None for any other."""
-        if whole is None or whole.shape != self.shape or whole.device != self.device:
-            return None
-        if not self.shape or self.length == self.shape[self.dim]:
+    def matches(self, whole: Tensor | None) -> bool:
+        """Whether a tensor has the shape of the parameter and lies beside it."""
+        return whole is not None and whole.shape == self.shape and whole.device == self.device
+
+    def of(self, whole: Tensor, most: int | None = None) -> Tensor:
+        """The slice of a tensor that matches; of a large one the first rows: ``most`` elements, or one row."""
+        length = self.length
+        if most is not None and self.numel > most:
+            length = max(1, most * self.length // self.numel)
+        if not self.shape or length == self.shape[self.dim]:
             return whole
-        return whole.narrow(self.dim, self.start, self.length)
+        return whole.narrow(self.dim, self.start, length)
+
+    def share_of(self, whole: Tensor, k: int, of: int) -> Tensor:
+        """The ``k``-th of so many shares of the slice: some of its rows, maybe none. All shares of a scalar are it."""
+        if not self.shape or (of == 1 and self.length == self.shape[self.dim]):
+            return whole
+        start, end = self.length * k // of, self.length * (k + 1) // of
+        return whole.narrow(self.dim, self.start + start, end - start)
 
     def read(self, param: Tensor) -> Tensor | None:
         """The slice of the parameter as it is now, None if it has moved or changed its shape or dtype."""
-        whole = readable(param)
-        return self.of(whole) if whole is not None and whole.dtype == self.dtype else None
+        whole = at_hand(param)
+        if whole is None or whole.dtype != self.dtype or not self.matches(whole):
+            return None
+        return self.of(whole)
+
+    @property
+    def numel(self) -> int:
+        return self.old.numel()
 
     @property
     def sliced_shape(self) -> list[int]:
@@ -79,11 +120,16 @@ class Plan:
             at += cost
         self._make_room()
 
-    def fits(self, params: Sequence[Tensor]) -> bool:
-        return (
-            len(params) == len(self.params)
-            and all(map(lambda a, b: a is b, params, self.params))
-            and [p.requires_grad for p in params] == self.trained
+    def fits(self, params: Sequence[Tensor], part: int) -> bool:
+        """Whether the plan still holds, as far as this part of it goes; the first one stands for the whole plan."""
+        if len(params) != len(self.params):
+            return False
+        if part == 0:
+            same = all(map(is_, params, self.params))
+            return same and [p.requires_grad for p in params] == self.trained
+        return all(
+            params[piece.position] is self.params[piece.position] and params[piece.position].requires_grad
+            for piece in self.parts[part]
         )
 
     def _make_room(self) -> None:
