@@ -19,6 +19,10 @@ export OMP_NUM_THREADS ?= 1
 	$(PIP) -e ".[test,lint,pandas,optimizers,studies,parquet,lightning,hf,accelerate]"
 	touch $@
 
+.venv/bench: .venv/test
+	$(PIP) -e ".[test,lint,pandas,optimizers,studies,bench]"
+	touch $@
+
 .venv/docs: .venv/base
 	$(PIP) -e ".[docs]"
 	touch $@
@@ -37,7 +41,7 @@ lint: .venv/test
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: .venv/test
+bench: .venv/bench
 	$(BIN)/python benchmarks/run.py
 
 docs: .venv/docs

@@ -21,6 +21,7 @@ ALL = {
     "forecast": ["forecast.py"],
     "diagnosis": ["diagnosis.py", "--interventions", "--cases"],
     "repair": ["repair.py", "--all"],
+    "speed": ["speed.py"],
 }
 
 
