@@ -818,6 +818,55 @@ def test_process_ends_without_waiting_for_the_thread(tmp_path, child):
     assert (out, code) == ("False\n", 0)
 
 
-def test_bad_share_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="max_share must be in"):
-        DurableWriter(tmp_path, max_share=0)
+def test_beginning_of_a_run_is_left_alone(tmp_path, monkeypatch):
+    clock = [1000.0]
+    monkeypatch.setattr(durable.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(durable, "SMALL", 0)
+    ring = SnapshotRing(training().state())
+    ring.take(0)
+    writer = DurableWriter(tmp_path)
+    assert not writer.offer(ring) and not writer.submit(ring.newest_good()) and not os.listdir(tmp_path)
+    clock[0] += 29.9
+    assert not writer.offer(ring)
+    clock[0] += 0.2
+    assert writer.offer(ring) and writer.close() and latest_good(tmp_path).snapshot.step == 0
+
+
+def test_little_state_is_written_at_once(tmp_path):
+    ring = SnapshotRing(training().state())
+    ring.take(0)
+    assert DurableWriter(tmp_path).offer(ring)
+
+
+def test_incident_at_the_beginning_does_not_wait(tmp_path, monkeypatch):
+    monkeypatch.setattr(durable, "SMALL", 0)
+    ring = SnapshotRing(training().state())
+    ring.take(0)
+    writer = DurableWriter(tmp_path)
+    assert not writer.offer(ring) and writer.offer(ring, now=True) and writer.flush()
+    assert latest_good(tmp_path).snapshot.step == 0
+
+
+def test_short_run_leaves_its_last_good_state_at_close(tmp_path, monkeypatch):
+    monkeypatch.setattr(durable, "SMALL", 0)
+    run = training("adam")
+    ring = SnapshotRing(run.state())
+    ring.take(0)
+    writer = DurableWriter(tmp_path)
+    for step in range(40):
+        run.step()
+        ring.healthy(step)
+        if ring.due(step + 1) and ring.take(step + 1):
+            assert not writer.offer(ring)
+    assert writer.close() and latest_good(tmp_path).snapshot.step == 32
+    assert writer.close() and len(os.listdir(tmp_path)) == 1  # once
+
+
+def test_close_of_a_writer_that_was_offered_nothing_writes_nothing(tmp_path):
+    assert DurableWriter(tmp_path / "new").close() and not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("bad", [{"max_share": 0}, {"first_after": -1}, {"first_after": float("nan")}])
+def test_bad_settings_are_refused(bad, tmp_path):
+    with pytest.raises(ValueError, match=f"{next(iter(bad))} must be"):
+        DurableWriter(tmp_path, **bad)

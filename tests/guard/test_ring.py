@@ -1,11 +1,16 @@
 """The ring: when snapshots are taken, which are good, and which go."""
 
+import itertools
+import threading
+
 import pytest
 import torch
 from torch import nn
 
+from steadygrad.guard import preparation
 from steadygrad.guard import ring as ring_module
 from steadygrad.guard.ring import SnapshotRing
+from steadygrad.guard.snapshot import Snapshot
 from steadygrad.guard.state import TrainingState
 from tests.guard.kit import equal, picture, training
 
@@ -166,7 +171,7 @@ def test_take_is_refused_with_a_reason_when_everything_is_held():
     assert not refused and "held or needed" in refused.reason
 
 
-def test_nonfinite_state_is_refused_by_name_and_nothing_good_is_lost():
+def test_nonfinite_state_is_refused_by_name_and_costs_one_that_was_to_go_anyway():
     run = training("adam")
     run.steps(1)
     ring = SnapshotRing(run.state())
@@ -175,7 +180,11 @@ def test_nonfinite_state_is_refused_by_name_and_nothing_good_is_lost():
     run.optimizer.state[run.model.head.weight]["exp_avg_sq"][0, 0] = torch.nan
     refused = ring.take(64)
     assert not refused and refused.nonfinite == ("optimizer0.state[head.weight].exp_avg_sq",)
-    assert "exp_avg_sq" in refused.reason and ring.ticks == before
+    assert "exp_avg_sq" in refused.reason and before == (0, 8, 16, 32) and ring.ticks == (0, 16, 32)
+    assert ring.memory_bytes == 4 * run.state().memory_bytes()  # kept for the next one
+    assert not ring.take(65) and ring.ticks == (0, 16, 32)  # never another
+    run.optimizer.state[run.model.head.weight]["exp_avg_sq"][0, 0] = 1
+    assert ring.take(66) and ring.ticks == (0, 16, 32, 66) and ring.newest_good().step == 32
 
 
 def test_initial_state_that_is_not_finite_is_no_fallback():
@@ -348,6 +357,130 @@ def test_failed_allocation_is_a_refusal_not_an_error(monkeypatch):
     assert not refused and "can't allocate" in refused.reason
     monkeypatch.undo()
     assert ring.newest_good().step == good and ring.take(16)
+
+
+# ---------------------------------------------------------------------- memory that is not ready yet
+@pytest.fixture
+def gate(monkeypatch):
+    """No state is small, and memory is ready only when the gate is open."""
+    opened, touch = threading.Event(), preparation._touch_
+
+    def held(buffer):
+        assert opened.wait(30)
+        touch(buffer)
+
+    monkeypatch.setattr(ring_module, "SMALL", 0)
+    monkeypatch.setattr(preparation, "_touch_", held)
+    yield opened
+    opened.set()
+
+
+def ready(ring):
+    """Wait for memory that is being made ready."""
+    for snapshot in ring._spare:
+        if snapshot._preparation is not None:
+            snapshot._preparation.buffers()
+
+
+def trained_ring(**settings):
+    run = training("adam")
+    run.steps(1)
+    return run, SnapshotRing(run.state(), **settings)
+
+
+def test_take_is_put_off_until_its_memory_is_ready(gate):
+    run, ring = trained_ring()
+    assert ring.take(0), "the initial state cannot be had later"
+    for step in range(1, 6):
+        assert ring.due(step)
+        refused = ring.take(step)
+        assert not refused and "made ready" in refused.reason and ring.ticks == (0,)
+    gate.set()
+    ready(ring)
+    run.steps(1)
+    before = picture(run)
+    assert ring.due(6) and ring.take(6) and ring.ticks == (0, 6) and not ring.due(7)
+    run.steps(3)
+    ring.healthy(7)
+    assert ring.restore(ring._entries[1].snapshot) == 6 and equal(picture(run), before)
+
+
+def test_take_that_was_put_off_asks_for_no_memory(gate, monkeypatch):
+    _, ring = trained_ring()
+    ring.take(0)
+    assert not ring.take(1)
+    gate.set()
+    ready(ring)
+    made = []
+    new_buffer = preparation.new_buffer
+    monkeypatch.setattr("steadygrad.guard.tensors.new_buffer", lambda *a, **k: made.append(a))
+    monkeypatch.setattr(
+        preparation, "new_buffer", lambda *a, **k: made.append("ahead") or new_buffer(*a, **k)
+    )
+    assert ring.take(3)
+    ready(ring)  # made ahead, for the next
+    assert set(made) == {"ahead"} and ring.take(6) and ring.ticks[-2:] == (3, 6)
+
+
+def test_every_snapshot_but_the_first_two_finds_its_memory_ready(gate):
+    gate.set()
+    _, ring = trained_ring()
+    refused = []
+    for step in range(400):
+        ready(ring)
+        if ring.due(step) and not ring.take(step):
+            refused.append(step)
+        ring.healthy(step)
+    assert len(ring.ticks) == 4 and refused in ([], [1])  # at 1 the thread may have been done at once
+
+
+def test_state_that_grows_all_the_time_is_put_off_only_once_for_each_take(gate):
+    gate.set()
+    run, ring = trained_ring()
+    taken = []
+    for step in range(20):
+        run.model.register_buffer("history", torch.zeros(step + 1))
+        ready(ring)
+        taken.append(bool(ring.take(step)))
+    assert taken[0] and not any(a is b is False for a, b in itertools.pairwise(taken))
+
+
+def test_memory_that_is_made_ready_stays_within_the_limit(gate):
+    gate.set()
+    run, _ = trained_ring()
+    cost = run.state().memory_bytes()
+    ring = SnapshotRing(run.state(), max_bytes=int(2.5 * cost))
+    for step in range(300):
+        ready(ring)
+        if ring.due(step):
+            ring.take(step)
+        ring.healthy(step)
+        assert ring.memory_bytes <= 2 * cost
+    assert len(ring.ticks) == 2
+
+
+def test_moments_that_are_born_later_are_made_ready_too(gate):
+    gate.set()
+    run = training("adam")
+    ring = SnapshotRing(run.state())
+    pictures = {}
+    for step in range(300):
+        ready(ring)
+        if ring.due(step):
+            before = picture(run)
+            if ring.take(step):
+                pictures[step] = before
+        run.step()
+        ring.healthy(step)
+    for tick in ring.ticks[::-1]:
+        ring.restore(next(e.snapshot for e in ring._entries if e.step == tick))
+        assert equal(picture(run), pictures[tick])
+
+
+def test_small_run_is_never_put_off(monkeypatch):
+    monkeypatch.setattr(Snapshot, "prepare", lambda *args: pytest.fail("no thread is needed"))
+    _, ring = trained_ring()
+    assert go(ring, 100) == [0, 1, 2, 4, 8, 16, 32, 64]
 
 
 @pytest.mark.parametrize("bad", [{"capacity": 1}, {"every": 0}, {"confirm": -1}, {"margin": -1}])

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from steadygrad.guard import container
 from steadygrad.guard.container import DamagedSnapshot as DamagedSnapshot
-from steadygrad.guard.ring import SnapshotRing
+from steadygrad.guard.ring import SMALL, SnapshotRing
 from steadygrad.guard.saved import SavedSnapshot as SavedSnapshot
 from steadygrad.guard.saved import contents
 from steadygrad.guard.saved import read_snapshot as read_snapshot
@@ -168,11 +168,15 @@ class DurableWriter:
     ``on_failure``, in the thread of the caller; the last good generation stays, and later offers try again. In
     a forked child all methods do nothing.
 
+    The beginning of a run with more than 32 MB of state is left alone: its first write comes ``first_after`` seconds
+    after the writer was made, at an offer that cannot wait, or at :meth:`close`. Killed before, it leaves nothing.
+
     Args:
         folder: of one run; made at the first write.
         on_failure: is given the reason, once.
         max_share: largest share of the time that is spent writing, in (0, 1]; offers that come sooner are
             declined.
+        first_after: seconds in which large snapshots are declined at first, >= 0.
     """
 
     def __init__(
@@ -181,9 +185,12 @@ class DurableWriter:
         *,
         on_failure: Callable[[str], None] | None = None,
         max_share: float = 0.05,
+        first_after: float = 30.0,
     ) -> None:
         if not 0 < max_share <= 1:
             raise ValueError(f"max_share must be in (0, 1], got {max_share}")
+        if not first_after >= 0:
+            raise ValueError(f"first_after must be >= 0 seconds, got {first_after}")
         self.folder = Path(folder)
         self.written: int | None = None  # step of the newest snapshot that is on disk
         self._on_failure = on_failure
@@ -191,6 +198,8 @@ class DurableWriter:
         self._pid = os.getpid()
         self._job: _Job | None = None
         self._not_before = 0.0
+        self._large_not_before = time.monotonic() + first_after
+        self._offered: SnapshotRing | None = None  # the ring of the last offer
         self._failure: str | None = None
         self._told = False
 
@@ -208,7 +217,9 @@ class DurableWriter:
             return False
         if now:
             self.flush()
-        self._collect()
+        self._offered = ring
+        if not self._may_begin(now):
+            return False
         snapshot = ring.newest_good()
         if snapshot is None or snapshot.step == self.written:
             return False
@@ -218,13 +229,19 @@ class DurableWriter:
         """Have ``snapshot`` written. False if another is being written, or if it is too soon and not ``now``."""
         if os.getpid() != self._pid:
             return False
-        self._collect()
-        if self._job is not None or (not now and time.monotonic() < self._not_before):
+        if not self._may_begin(now) or not now and self._is_early(snapshot):
             return False
         snapshot.holders.add(self)
         self._job = _Job(self.folder, snapshot, snapshot.freeze(), first=self.written is None)
         self._job.thread.start()
         return True
+
+    def _may_begin(self, now: bool) -> bool:
+        self._collect()
+        return self._job is None and (now or time.monotonic() >= self._not_before)
+
+    def _is_early(self, snapshot: Snapshot) -> bool:
+        return snapshot.memory_bytes > SMALL and time.monotonic() < self._large_not_before
 
     def flush(self, timeout: float | None = None) -> bool:
         """Wait until nothing is being written. False if that took longer than ``timeout`` seconds."""
@@ -236,7 +253,12 @@ class DurableWriter:
         return self._job is None
 
     def close(self, timeout: float | None = 60.0) -> bool:
-        """Finish what is being written. False if that took longer than ``timeout`` seconds."""
+        """Finish what is being written; begin with it, if nothing was written of all that was offered.
+
+        False if that took longer than ``timeout`` seconds.
+        """
+        if self._offered is not None and self._job is None and self.written is None:
+            self.offer(self._offered, now=True)
         return self.flush(timeout)
 
     def _collect(self) -> None:

@@ -11,6 +11,10 @@ from steadygrad.guard.state import Capture, TrainingState
 from steadygrad.guard.tensors import num_bytes
 
 YOUNG = 100  # steps in which the initial state is kept in any case
+SMALL = 32 << 20  # bytes of new memory that a take may ask for in the training's own time
+
+
+_NOT_READY = "the memory for it is still being made ready: ask again at the next step"
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +50,9 @@ class SnapshotRing:
     stay spread out.
 
     ``step`` is one counter over the whole run, given by the caller; a snapshot's step says how many steps had
-    been taken. All decisions are arithmetic on it; nothing is measured but whether the tensors are finite.
+    been taken. All decisions are arithmetic on it, and on whether the tensors are finite; with one exception: a
+    take that needs more than 32 MB of new memory is put off, step by step, until a thread has made the memory
+    ready. So the first few snapshots of a large run, the initial one apart, come some steps after they are due.
 
     Args:
         state: the live run.
@@ -94,6 +100,7 @@ class SnapshotRing:
         self._last = 0  # step from which the distance to the next is counted
         self._now = 0
         self._tight_until = -1
+        self._awaited: Snapshot | None = None  # whose memory is being made ready for the take that is due
         state.on_added(self._complete)
 
     # ------------------------------------------------------------------ when
@@ -121,29 +128,60 @@ class SnapshotRing:
     def take(self, step: int) -> Taken:
         """Take a snapshot. Refused, with a reason, if a tensor is not finite or there is no room for it.
 
-        Costs a read of the state for the check and a grouped copy; see ``benchmarks/snapshots.py``.
+        Put off if its memory is not ready yet: then :meth:`due` goes on saying that one should be taken. One pass
+        over the state copies it and looks whether it is finite; see ``benchmarks/speed_state.py``. What was least
+        missed is gone also when the state turns out not to be finite; the newest good snapshot never is.
         """
         self._clock(step)
+        if self._awaited is not None and self._awaited.preparing:
+            return Taken(step, False, _NOT_READY)
         first_ever = self._first is None
-        self._first = step if self._first is None else self._first
-        self._last = step
         capture = self.state.capture()
-        bad = capture.nonfinite_names()
-        if bad:
-            more = f" and {len(bad) - 3} more" if len(bad) > 3 else ""
-            return Taken(step, False, f"not finite: {', '.join(bad[:3])}{more}", bad)
-        snapshot, reason = self._room(capture)
-        if snapshot is None:
-            return Taken(step, False, reason)
         try:
-            snapshot.take(self.state, step, capture, finite=True)
+            snapshot, reason = self._room(capture)
+            if snapshot is not None and not first_ever and self._put_off(snapshot, capture):
+                return Taken(step, False, _NOT_READY)
+            self._awaited = None
+            self._first = step if self._first is None else self._first
+            self._last = step
+            if snapshot is None:
+                return Taken(step, False, reason)
+            snapshot.take(self.state, step, capture)
+            bad = snapshot.nonfinite_names()
+            if bad:
+                snapshot.drop()
+                self._spare.append(snapshot)
+                more = f" and {len(bad) - 3} more" if len(bad) > 3 else ""
+                return Taken(step, False, f"not finite: {', '.join(bad[:3])}{more}", bad)
             self._complete_with(capture)
         except (MemoryError, RuntimeError) as error:  # torch reports a failed allocation as RuntimeError
             self.capacity = max(2, len(self._entries))
             self._spare.clear()
             return Taken(step, False, f"no memory for a snapshot: {error}")
         self._entries.append(_Entry(snapshot, step, first_ever))
+        if not first_ever:  # an optimizer's state is born in the first step: before it the size is not known
+            self._prepare_next(capture)
         return Taken(step, True, left_out=snapshot.left_out)
+
+    def _put_off(self, snapshot: Snapshot, capture: Capture) -> bool:
+        """Whether the memory of ``snapshot`` is still being made ready. Once for each take: it may keep growing."""
+        if self._awaited is not None:
+            return False
+        if not snapshot.preparing and snapshot.missing_bytes(capture) > SMALL:
+            snapshot.prepare(capture)
+        if not snapshot.preparing:
+            return False
+        self._awaited = snapshot
+        self._spare.append(snapshot)
+        return True
+
+    def _prepare_next(self, capture: Capture) -> None:
+        """Make memory ready for the next snapshot while the run is not yet waiting for it."""
+        cost = sum(map(num_bytes, capture.live))
+        allowed = self.max_bytes is not None and self.memory_bytes + cost <= self.max_bytes
+        if cost > SMALL and allowed and not self._spare and len(self._entries) < self.capacity:
+            self._spare.append(Snapshot())
+            self._spare[-1].prepare(capture)
 
     def _room(self, capture: Capture) -> tuple[Snapshot | None, str]:
         """Memory for one more: what is spare, else new if it is allowed, else of the snapshot that is least missed."""
@@ -282,5 +320,5 @@ class SnapshotRing:
 
     @property
     def memory_bytes(self) -> int:
-        """Bytes that all snapshots take together."""
+        """Bytes that all snapshots take together, and the memory that is ready for the next one."""
         return sum(s.memory_bytes for s in [*(e.snapshot for e in self._entries), *self._spare])

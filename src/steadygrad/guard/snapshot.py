@@ -5,16 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from steadygrad._foreach import copy_grouped_
+from steadygrad._foreach import copy_grouped_, nonfinite
+from steadygrad.guard.aside import AsideCopies
+from steadygrad.guard.blockwise import copy_checked_
 from steadygrad.guard.image import Image, Restored
 from steadygrad.guard.image import RestoreError as RestoreError
+from steadygrad.guard.preparation import Preparation
 from steadygrad.guard.restore import misfit, put_back
 from steadygrad.guard.rng import rng_state, set_rng_state
 from steadygrad.guard.state import Capture, TrainingState, names_of_nonfinite
-from steadygrad.guard.tensors import buffer_for, is_simple, num_bytes, plainly
+from steadygrad.guard.tensors import buffer_for, is_simple, num_bytes, plainly, serves
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,13 +36,15 @@ class Snapshot:
     """The values of a :class:`TrainingState` at one step.
 
     The first :meth:`take` allocates, later ones use the same memory as long as the tensors keep their shapes.
-    Copies lie on the CPU, pinned for tensors of a GPU. Taking costs one grouped copy and no random number.
+    Copies lie on the CPU, pinned for tensors of a GPU. Taking costs one pass over the memory and no random number.
+    Memory that was never written to costs several times as much at first: :meth:`prepare` sees to that beforehand.
 
     What cannot be copied is listed in :attr:`left_out` and does no harm: tensors without values (meta, lazy),
     subclasses that cannot be taken apart, and objects such as generators or open files, which are kept by
     reference.
 
     Example:
+        >>> import torch
         >>> model = torch.nn.Linear(2, 1)
         >>> state = TrainingState([model], [torch.optim.SGD(model.parameters(), lr=0.1)])
         >>> snapshot = Snapshot()
@@ -62,13 +66,53 @@ class Snapshot:
         self._saved: list[Tensor] = []
         self._constant: list[Tensor | None] = []
         self._nonfinite: tuple[str, ...] | None = None
-        self._pending: list[torch.cuda.Event] = []
+        self._aside = AsideCopies()
+        self._preparation: Preparation | None = None
 
     # ------------------------------------------------------------------ taking
+    def missing_bytes(self, capture: Capture) -> int:
+        """Bytes of new memory that a take of ``capture`` would ask for now."""
+        if self._preparation is not None and self._preparation.done:
+            self._take_over()
+        return sum(map(num_bytes, self._missing(capture).values()))
+
+    def prepare(self, capture: Capture) -> None:
+        """Drop what is held, and begin to make the memory ready that a take of ``capture`` needs.
+
+        Raises:
+            RuntimeError: no thread can be started for it.
+        """
+        self.drop()
+        self._take_over()
+        of = dict(zip(capture.names, capture.live, strict=True))
+        kept = [(n, t) for n, t in zip(self.names, self._saved, strict=True) if n in of and serves(t, of[n])]
+        self.names, self._saved = [n for n, _ in kept], [t for _, t in kept]
+        self._preparation = Preparation(self._missing(capture))
+
+    @property
+    def preparing(self) -> bool:
+        """Whether memory is being made ready at this moment; a take would wait for it."""
+        return self._preparation is not None and not self._preparation.done
+
+    def _missing(self, capture: Capture) -> dict[str, Tensor]:
+        spare = dict(zip(self.names, self._saved, strict=True))
+        return {
+            name: leaf
+            for name, leaf in zip(capture.names, capture.live, strict=True)
+            if is_simple(leaf) and not (name in spare and serves(spare[name], leaf))
+        }
+
+    def _take_over(self) -> None:
+        """The memory that was made ready becomes the snapshot's own, in place of what it has of the same name."""
+        if self._preparation is not None:
+            spare = {**dict(zip(self.names, self._saved, strict=True)), **self._preparation.buffers()}
+            self.names, self._saved = list(spare), list(spare.values())
+            self._preparation = None
+
     def take(
         self, state: TrainingState, step: int, capture: Capture | None = None, *, finite: bool = False
     ) -> None:
-        """Copy everything; what was held before is overwritten.
+        """Copy everything, and look in the same pass whether it is finite; what was held before is overwritten.
 
         Args:
             state: the live run.
@@ -80,18 +124,19 @@ class Snapshot:
             MemoryError, RuntimeError: there is no memory for it. The snapshot holds nothing then.
         """
         self.drop()
+        self._take_over()
         capture = capture or state.capture()
         spare = dict(zip(self.names, self._saved, strict=True))
         self.names, self._saved = [], []
         with plainly():
             pairs = zip(capture.names, capture.live, strict=True)
             saved = [buffer_for(leaf, spare.pop(name, None)) for name, leaf in pairs]
-            self._copy(capture.live, saved)
+            bad = self._copy(capture.live, saved, check=not finite)
+            self._nonfinite = names_of_nonfinite(capture.names, capture.live, capture.constant, bad)
         self.names, self._saved = list(capture.names), saved
         self._constant = capture.constant
         self.image, self.left_out = capture.image, capture.left_out
         self.rng = rng_state()
-        self._nonfinite = () if finite else None
         self.step = step
 
     def amend(self, state: TrainingState) -> None:
@@ -101,7 +146,7 @@ class Snapshot:
         capture = state.capture(known=self.image, first=len(self._saved))
         with plainly():
             fresh = [buffer_for(leaf) for leaf in capture.live]
-            self._copy(capture.live, fresh)
+            self._copy(capture.live, fresh, check=False)
         self._saved += fresh
         self.names += capture.names
         self._constant = [*self._constant, *capture.constant]
@@ -109,21 +154,28 @@ class Snapshot:
         self.left_out += tuple(x for x in capture.left_out if x not in self.left_out)
         self._nonfinite = None
 
-    def _copy(self, live: list[Tensor], kept: list[Tensor]) -> None:
-        pairs = [
-            (k, leaf) for k, leaf in zip(kept, live, strict=True) if is_simple(leaf)
-        ]  # others are clones
-        for cuda in (True, False):  # only there we know how to wait for copies that run on
-            some = [pair for pair in pairs if (pair[1].device.type == "cuda") == cuda]
-            copy_grouped_([k for k, _ in some], [leaf for _, leaf in some], non_blocking=cuda)
-        for device in {leaf.device for _, leaf in pairs if leaf.device.type == "cuda"}:
-            event = torch.cuda.Event()
-            event.record(torch.cuda.current_stream(device))
-            self._pending.append(event)
+    def _copy(self, live: list[Tensor], kept: list[Tensor], *, check: bool) -> list[int]:
+        """Positions of what is not finite among ``live``, if it is asked for."""
+        simple = [i for i, leaf in enumerate(live) if is_simple(leaf)]  # the others are clones
+        here = [i for i in simple if live[i].device.type == "cpu"]
+        away = [
+            i for i in simple if live[i].device.type == "cuda"
+        ]  # only there we know how to wait for copies
+        elsewhere = sorted({*simple}.difference(here, away))
+        bad = []
+        if check:
+            bad = [here[i] for i in copy_checked_([kept[i] for i in here], [live[i] for i in here])]
+            others = sorted({*range(len(live))}.difference(here))
+            bad += [others[i] for i in nonfinite([live[i] for i in others])]
+        else:
+            elsewhere += here
+        copy_grouped_([kept[i] for i in elsewhere], [live[i] for i in elsewhere])
+        self._aside.copy_([kept[i] for i in away], [live[i] for i in away])
+        return sorted(bad)
 
     def drop(self) -> None:
         """Hold nothing. The memory stays, for the next take."""
-        self._wait()
+        self._aside.wait()
         self.step = None
         self.image = Image()
         self._nonfinite = None
@@ -131,7 +183,7 @@ class Snapshot:
     # ------------------------------------------------------------------ reading
     def tensors(self) -> list[Tensor]:
         """The copies, in the order of :attr:`names`, complete. Not to be changed."""
-        self._wait()
+        self._aside.wait()
         return self._saved
 
     def freeze(self) -> Frozen:
@@ -148,11 +200,6 @@ class Snapshot:
         names, tensors = tuple(self.names), tuple(self.tensors())
         return Frozen(self.step, image, names, tensors, dict(self.rng), self.left_out, bad)
 
-    def _wait(self) -> None:
-        for event in self._pending:
-            event.synchronize()  # host sync: the copies from the GPU may still be under way
-        self._pending.clear()
-
     def nonfinite_names(self) -> tuple[str, ...]:
         """Names of the copies that hold a NaN or an infinity; see :meth:`TrainingState.nonfinite_names`."""
         if self._nonfinite is None:
@@ -166,8 +213,9 @@ class Snapshot:
 
     @property
     def memory_bytes(self) -> int:
-        """Bytes of memory that the copies take."""
-        return sum(map(num_bytes, self._saved))
+        """Bytes of memory that the copies take, those included that are being made ready."""
+        preparing = 0 if self._preparation is None else self._preparation.num_bytes
+        return sum(map(num_bytes, self._saved)) + preparing
 
     # ------------------------------------------------------------------ going back
     def misfit(self, state: TrainingState) -> str | None:

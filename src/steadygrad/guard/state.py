@@ -239,15 +239,21 @@ class TrainingState:
 
 
 def names_of_nonfinite(
-    names: Sequence[str], tensors: Sequence[Tensor], constant: Sequence[Tensor | None]
+    names: Sequence[str],
+    tensors: Sequence[Tensor],
+    constant: Sequence[Tensor | None],
+    bad: Sequence[int] | None = None,
 ) -> tuple[str, ...]:
-    """Names of those of ``tensors`` that are not finite, less those equal to their ``constant``."""
-    bad = []
-    for i in nonfinite(tensors):
+    """Names of those of ``tensors`` that are not finite, less those equal to their ``constant``.
+
+    ``bad``: positions of those that are not finite, where they are known already.
+    """
+    found = []
+    for i in nonfinite(tensors) if bad is None else bad:
         legal = constant[i]
         if legal is None or not torch.equal(tensors[i], legal.to(tensors[i].device)):
-            bad.append(names[i])
-    return tuple(bad)
+            found.append(names[i])
+    return tuple(found)
 
 
 def plain_attributes(owner: object) -> dict[str, Any]:

@@ -83,6 +83,8 @@ def _dispatches_itself(tensor: Tensor) -> bool:
 
 def _without_repeats(tensor: Tensor) -> Tensor:
     """The same memory with an expanded dimension narrowed to one entry: torch refuses to write to it expanded."""
+    if 0 not in tensor.stride():
+        return tensor
     for dim, (size, stride) in enumerate(zip(tensor.shape, tensor.stride(), strict=True)):
         if stride == 0 and size > 1:
             tensor = tensor.narrow(dim, 0, 1)
@@ -113,16 +115,27 @@ def memory_key(leaf: Tensor) -> tuple[object, ...]:
 
 
 def buffer_for(leaf: Tensor, like: Tensor | None = None) -> Tensor:
-    """A CPU tensor to keep the values of ``leaf`` in: ``like`` if it fits, else a new one (pinned for a GPU)."""
+    """A CPU tensor to keep the values of ``leaf`` in: ``like`` if it serves, else a new one (pinned for a GPU)."""
     if not is_simple(leaf):
         return leaf.detach().cpu().clone()
-    if like is not None and Layout.of(like) == Layout.of(leaf) and is_simple(like):
+    if like is not None and serves(like, leaf):
         return like
-    if leaf.device.type == "cuda":
+    return new_buffer(leaf, pinned=leaf.device.type == "cuda")
+
+
+def serves(buffer: Tensor, leaf: Tensor) -> bool:
+    """Whether the values of ``leaf`` can be kept in ``buffer``."""
+    same = buffer.shape == leaf.shape and buffer.dtype == leaf.dtype and buffer.layout == leaf.layout
+    return same and is_simple(buffer)
+
+
+def new_buffer(like: Tensor, *, pinned: bool) -> Tensor:
+    """Memory for the values of ``like``, a strided tensor of any device, on the CPU."""
+    if pinned:
         # A machine may refuse more locked memory; ordinary memory then serves, only more slowly.
         with contextlib.suppress(RuntimeError):
-            return torch.empty_like(leaf, device="cpu", pin_memory=True)
-    return torch.empty_like(leaf, device="cpu")
+            return torch.empty_like(like, device="cpu", pin_memory=True)
+    return torch.empty_like(like, device="cpu")
 
 
 def num_bytes(leaf: Tensor) -> int:
