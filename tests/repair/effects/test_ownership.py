@@ -97,18 +97,18 @@ def lbfgs(params):
     return torch.optim.LBFGS(params, lr=0.5, max_iter=3)
 
 
-WAYS = [
-    {},
-    {"passes": 3},
-    {"none": False},
-    {"make": torch.optim.AdamW},
-    {"make": torch.optim.Adagrad},
-    {"make": lbfgs, "run": closure},
-]
+WAYS: dict[str, dict] = {
+    "plain": {},
+    "three_passes": {"passes": 3},
+    "set_to_zero": {"none": False},
+    "adamw": {"make": torch.optim.AdamW},
+    "adagrad": {"make": torch.optim.Adagrad},
+    "lbfgs": {"make": lbfgs, "run": closure},
+}
 
 
 @pytest.mark.parametrize("change", CHANGES)
-@pytest.mark.parametrize("way", WAYS, ids=str)
+@pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
 def test_an_optimizer_built_too_early_equals_one_built_last(change, way):
     right, wrong = train(True, change, **way), train(False, change, **way)
     with under(PLAN):
