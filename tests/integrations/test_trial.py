@@ -13,6 +13,7 @@ from torch import nn
 from steadygrad.diagnose.trial import TrialReport
 from steadygrad.integrations.trial import Trial
 from steadygrad.repair.effects.inputs import Scaler
+from steadygrad.repair.score import trains
 from steadygrad.trace.jsontext import dumps
 
 
@@ -259,3 +260,38 @@ def test_a_run_that_stays_not_finite_and_a_bound_end_the_trial():
             taken += 1
         trial.close()
         assert (taken, ends) == (expected, [1])
+
+
+def scaled(init_scale, steps):
+    """A regression in half precision, and how often its GradScaler let a step pass."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 1))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    scaler = torch.amp.GradScaler("cpu", init_scale=init_scale)
+    trial = Trial({}, failed=_raise)
+    trial.install()
+    taken = []
+    optimizer.register_step_post_hook(lambda *_: taken.append(1))
+    try:
+        for _ in range(steps):
+            x = torch.randn(32, 8)
+            optimizer.zero_grad()
+            with torch.autocast("cpu", dtype=torch.float16):
+                loss = F.mse_loss(model(x).float(), x[:, :1])
+            scaler.scale(loss).backward()
+            scaler.step(optimizer)
+            scaler.update()
+    finally:
+        trial.close()
+    return trial.report(), len(taken)
+
+
+def test_the_search_of_a_scaler_for_its_scale_is_no_part_of_the_run():
+    report, taken = scaled(2.0**24, 60)
+    assert 30 < taken < 60 and (report.steps, report.skipped) == (taken, 0)
+
+
+def test_a_scaler_that_skips_every_step_makes_a_run_of_skipped_steps():
+    report, taken = scaled(2.0**120, 60)
+    assert taken == 0 and report.steps == report.skipped == len(report.losses) == 40
+    assert report.outcome.failed > 0.5 and not trains(report)

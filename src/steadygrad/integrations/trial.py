@@ -25,6 +25,7 @@ from steadygrad.repair.survey import SURVEYORS
 from steadygrad.rules.engine import RuleSet
 
 T = TypeVar("T")
+SEARCHING = 20  # overflows in a row in which a GradScaler may look for its scale; after them a step counts as skipped
 HOPELESS = 50  # steps in a row that are not finite, after which a run has come to its end
 
 
@@ -88,6 +89,7 @@ class Trial:
         self._module_types: tuple[str, ...] = ()
         self._met: set[int] = set()
         self._bad_in_a_row = 0
+        self._overflows: dict[int, int] = {}  # of each optimizer, in a row
         self._over = False
 
     def install(self, *, existing: bool = True) -> None:
@@ -147,9 +149,20 @@ class Trial:
     def clipped(self, params: Sequence[Tensor], max_norm: float) -> None:
         self._probe.saw_clip(params, max_norm)
 
-    @_guarded(None)
     def amp_skipped(self, optimizer: Optimizer, scaler: Any) -> None:
-        self._probe.saw_amp_skip(optimizer)
+        self._amp_skipped(optimizer)
+        self._go_on()
+
+    @_guarded(None)
+    def _amp_skipped(self, optimizer: Optimizer) -> None:
+        """Nothing, while the scaler may still find a scale; a run in which it never does is one of skipped steps."""
+        self._meet()
+        index = self._probe.optimizer_index(optimizer)
+        self._overflows[index] = self._overflows.get(index, 0) + 1
+        if self._overflows[index] <= SEARCHING:
+            self._probe.saw_amp_skip(optimizer)
+        else:
+            self._record(optimizer, self._probe.after(optimizer, self._probe.before(optimizer), False))
 
     @_guarded(None)
     def backward(self, roots: Sequence[Tensor]) -> None:
@@ -180,6 +193,10 @@ class Trial:
 
     def after_step(self, optimizer: Optimizer, applied: bool) -> None:
         self._after_step(optimizer, applied)
+        self._go_on()
+
+    def _go_on(self) -> None:
+        """To the next step, if this one was not the last."""
         self._watch_next_step()
         done = self._most is not None and self.steps >= self._most
         if not self._over and not self.ended and (done or self._bad_in_a_row >= HOPELESS):
@@ -203,13 +220,16 @@ class Trial:
         self._taken_instead = False
         self._change.after_step(optimizer, applied)
         index = self._probe.optimizer_index(optimizer)
-        stats = self._probe.after(optimizer, self._open.pop(index), applied)
+        self._overflows[index] = 0
+        self._record(optimizer, self._probe.after(optimizer, self._open.pop(index), applied))
+
+    def _record(self, optimizer: Optimizer, stats: StepStats) -> None:
         found = self._rules.observe(stats)
         self._findings += found
         self._count(stats)
         self._newest = stats
         facts = optimizer_facts(optimizer, self._module_types)
-        self._casefile.step(stats, found, self._rules.history(index), facts)
+        self._casefile.step(stats, found, self._rules.history(stats.optimizer), facts)
 
     def _count(self, stats: StepStats) -> None:
         index = stats.optimizer
