@@ -6,6 +6,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from statistics import mean, median
 from typing import Any
@@ -20,11 +21,13 @@ from benchmarks.speed_rows import Effort, Row, row
 from steadygrad.clip import FoldedClip
 from steadygrad.probe.joinpoints import JoinPoints
 from steadygrad.probe.probe import Probe
+from steadygrad.probe.tiers import CHEAP
 from steadygrad.records import StepStats
 
 PARTS = 16  # steps in one turn of the rotation
 TURN = 50  # steps from one look at the activations to the next
 YOUNG = 21  # the first steps are looked at more often: 0, 1, 2, 5, 10, 20
+LOOKING = replace(CHEAP, name="looking", activation_every=1, portrait_every=1)
 
 
 class Monitor:
@@ -103,7 +106,7 @@ def monitor_rows(size: str, effort: Effort) -> list[Row]:
         return FoldedClip(optimizer, 1.0).step
 
     plain, watched, looked_at = (training(workload, update=folded) for _ in range(3))
-    monitor, sampling = Monitor(watched.model), Monitor(looked_at.model, activation_every=1)
+    monitor, sampling = Monitor(watched.model), Monitor(looked_at.model, tier=LOOKING)
     listening = {
         "watched": partial(monitor.listening, watched.optimizer),
         "looked at": partial(sampling.listening, looked_at.optimizer),

@@ -65,6 +65,7 @@ BAD = {
     "unknown option": (["run", "--gard", "on", "say.py"], "No such option: --gard"),
     "unknown short option": (["run", "-x", "say.py"], "No such option: -x"),
     "unknown command": (["rum", "say.py"], "No such command 'rum'"),
+    "bad tier": (["run", "--tier", "deeper", "say.py"], "'deeper'"),
     "bad guard": (["run", "--guard", "maybe", "say.py"], "'maybe'"),
     "option without value": (["run", "--name"], "'--name' requires an argument"),
     "name with a path": (["run", "--name", "../up", "say.py"], "'../up' is not allowed"),

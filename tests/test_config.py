@@ -26,6 +26,7 @@ def test_nearest_file_counts_and_the_environment_beats_it(tmp_path):
     [
         ('guard = "maybe"', ["guard", "'maybe'", "off, warn, on"]),
         ("guard = true", ["guard", "True", "off, warn, on"]),
+        ('tier = "deeper"', ["tier", "'deeper'", "cheap, standard, deep"]),
         ('gaurd = "on"', ["unknown key 'gaurd'", "'on'", "'guard'", "name, quiet, runs"]),
         ("quiet = 3", ["quiet", "3", "true or false"]),
         ('name = "../up"', ["name", "'../up'", "letters"]),

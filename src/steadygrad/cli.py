@@ -44,6 +44,14 @@ app = typer.Typer(
 )
 
 
+class Closeness(str, Enum):
+    """The values of ``--tier``."""
+
+    cheap = "cheap"
+    standard = "standard"
+    deep = "deep"
+
+
 class Guard(str, Enum):
     """The values of ``--guard``."""
 
@@ -101,6 +109,10 @@ def run(
     guard: Annotated[
         Guard | None, typer.Option(help="Act on trouble, only tell it, or only record (default: on).")
     ] = None,
+    tier: Annotated[
+        Closeness | None,
+        typer.Option(help="How closely to look at weights and activations (default: cheap)."),
+    ] = None,
     locate: Annotated[
         int | None,
         typer.Option(
@@ -133,6 +145,7 @@ def run(
     steadygrad run -- torchrun --nproc-per-node 2 train.py
     """
     flags = {"runs": runs, "name": name, "guard": guard.value if guard else None, "quiet": quiet}
+    flags["tier"] = tier.value if tier else None
     settings = config.load(Path.cwd(), os.environ)
     for key, value in flags.items():
         if value is not None:

@@ -22,6 +22,7 @@ else:
 ENV_PREFIX = "STEADYGRAD_"
 LAUNCH_VARIABLE = "STEADYGRAD_LAUNCH"  # from the launcher to its processes, not a setting
 GUARD_MODES = ("off", "warn", "on")
+TIERS = ("cheap", "standard", "deep")
 
 
 class ConfigError(ValueError):
@@ -46,6 +47,12 @@ def _guard(value: Any) -> str:
     return str(value)
 
 
+def _tier(value: Any) -> str:
+    if value not in TIERS:
+        raise ValueError(", ".join(TIERS))
+    return str(value)
+
+
 def _quiet(value: Any) -> bool:
     if isinstance(value, str):  # from the environment
         value = {"1": True, "true": True, "0": False, "false": False}.get(value.lower())
@@ -58,6 +65,7 @@ SETTINGS: Mapping[str, Callable[[Any], Any]] = {
     "runs": _runs,
     "name": _name,
     "guard": _guard,
+    "tier": _tier,
     "quiet": _quiet,
 }
 """Every setting and its check: gives the value back, or raises ValueError with what is allowed."""

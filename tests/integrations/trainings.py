@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from steadygrad.clip import FoldedClip
+
 
 def unwatched(models, optimizers):
     return nullcontext()
@@ -225,6 +227,58 @@ def bf16_autocast(seed, steps, wrap):
     return leavings([model], [optimizer], losses)
 
 
+def _clipped(model, optimizer, bounds, steps, wrap, dtype=torch.float32):
+    """Clipped by torch, to one of the bounds after the other; the norms and the last gradients are results too."""
+    x, y = blobs(256)
+    x, losses = x.to(dtype), []
+    with wrap([model], [optimizer]):
+        for step in range(steps):
+            i = torch.randint(0, 256, (16,))
+            optimizer.zero_grad()
+            loss = F.cross_entropy(model(x[i]), y[i])
+            loss.backward()
+            norm = torch.nn.utils.clip_grad_norm_(model.parameters(), bounds[step % len(bounds)])
+            optimizer.step()
+            losses += [loss.item(), norm.item()]
+    return leavings([model], [optimizer], losses) | {
+        "grads": {n: p.grad for n, p in model.named_parameters()}
+    }
+
+
+def alternating_clip(seed, steps, wrap):
+    """Each second step is clipped, the others are far below the bound."""
+    torch.manual_seed(seed)
+    model = nn.Sequential(nn.Linear(16, 32), nn.Tanh(), nn.Linear(32, 4))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    return _clipped(model, optimizer, (1e-3, 1e3), steps, wrap)
+
+
+def bf16_gradients(seed, steps, wrap):
+    """Weights, gradients and so torch's own norm of them in bfloat16."""
+    torch.manual_seed(seed)
+    model = nn.Sequential(nn.Linear(16, 32), nn.Tanh(), nn.Linear(32, 4)).bfloat16()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+    return _clipped(model, optimizer, (0.1, 1e3), steps, wrap, torch.bfloat16)
+
+
+def folded_clip(seed, steps, wrap):
+    """The clip rides in a fused step: its factor and flag must not be taken for a GradScaler's."""
+    torch.manual_seed(seed)
+    model = nn.Sequential(nn.Linear(16, 32), nn.Tanh(), nn.Linear(32, 4))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
+    x, y = blobs(256)
+    losses = []
+    with wrap([model], [optimizer]):
+        clips = [FoldedClip(optimizer, max_norm) for max_norm in (1e-3, 1e3)]
+        for step in range(steps):
+            i = torch.randint(0, 256, (16,))
+            optimizer.zero_grad()
+            loss = F.cross_entropy(model(x[i]), y[i])
+            loss.backward()
+            losses += [loss.item(), clips[step % 2].step().norm.item()]
+    return leavings([model], [optimizer], losses)
+
+
 def accumulation(seed, steps, wrap):
     torch.manual_seed(seed)
     model = nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 4))
@@ -262,6 +316,9 @@ NO_HARM: dict[str, Callable] = {
         gradient_penalty,
         lbfgs,
         bf16_autocast,
+        alternating_clip,
+        bf16_gradients,
+        folded_clip,
         accumulation,
         compiled,
     )

@@ -64,10 +64,10 @@ def joined():
     def join(listener=None, *optimizers, everything=False):
         listener = listener or Listener()
         points = JoinPoints(listener)
+        made.append(points)
         points.install(all_optimizers=everything)
         for optimizer in optimizers:
             points.attach(optimizer)
-        made.append(points)
         return listener, points
 
     yield join

@@ -3,7 +3,11 @@
 from dataclasses import FrozenInstanceError, replace
 
 import pytest
+import torch
+from torch import nn
 
+import steadygrad as sg
+from steadygrad import config
 from steadygrad.probe.rotation import Rotation
 from steadygrad.probe.tiers import CHEAP, DEEP, STANDARD, TIERS
 
@@ -35,3 +39,50 @@ def test_a_tier_cannot_be_changed_nor_be_empty():
         CHEAP.rotation = 1
     with pytest.raises(ValueError, match="portrait_every must be at least 1, got 0"):
         replace(CHEAP, portrait_every=0)
+
+
+class Kept:
+    """An observer that keeps the records of the steps."""
+
+    def __init__(self):
+        self.steps = []
+
+    def step(self, stats, skipped, incidents):
+        self.steps.append(stats)
+
+    def started(self, run_dir): ...
+    def finding(self, finding): ...
+    def action(self, action): ...
+    def note(self, text): ...
+
+
+def looked_at(tier, runs):
+    """For each step: parameters looked at closely, modules with activations, and whether there was a portrait."""
+    torch.manual_seed(0)
+    model = nn.Sequential(*(nn.Linear(8, 8) for _ in range(16)))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+    kept = Kept()
+    with sg.watch(model, optimizer, runs=runs, observer=kept, tier=tier):
+        for _ in range(48):
+            optimizer.zero_grad()
+            model(torch.randn(4, 8)).square().mean().backward()
+            optimizer.step()
+    return [
+        (len({t.param for t in s.tensors}), len(s.activations), s.portrait is not None) for s in kept.steps
+    ]
+
+
+def test_a_watched_run_is_looked_at_as_its_tier_says(tmp_path):
+    cheap, standard, deep = (looked_at(tier, tmp_path) for tier in TIERS)
+    assert all(params == 32 and activations for params, activations, _ in deep)
+    assert 0 < max(params for params, *_ in cheap) < max(params for params, *_ in standard) < 32
+    portraits = [[i for i, (*_, portrait) in enumerate(run) if portrait and i >= 20] for run in (cheap, deep)]
+    assert portraits == [[20], [20, 30, 40]]
+    assert [i for i, (_, activations, _) in enumerate(standard) if activations and i > 20] == [30, 40]
+
+
+def test_names_are_the_same_wherever_a_tier_is_set(tmp_path):
+    assert tuple(TIERS) == config.TIERS
+    layer = nn.Linear(1, 1)
+    with pytest.raises(ValueError, match="cheap, standard, deep, got 'deeper'"):
+        sg.watch(layer, torch.optim.SGD(layer.parameters(), lr=0.1), runs=tmp_path, tier="deeper")

@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from steadygrad.integrations.in_step import InStep
 from steadygrad.integrations.options import Observer, Options
 from steadygrad.integrations.session import Session
+from steadygrad.probe.tiers import TIERS
 from steadygrad.records import Action, Finding, RunSummary
 
 T = TypeVar("T")
@@ -99,6 +100,7 @@ def watch(
     name: str | None = None,
     observer: Observer | None = None,
     repair: Literal["off", "live"] = "off",
+    tier: Literal["cheap", "standard", "deep"] = "cheap",
 ) -> Watcher:
     """Watch, guard and record a training loop.
 
@@ -115,14 +117,15 @@ def watch(
         observer: is told of every step, finding and action.
         repair: ``live``: after a rollback the steps that follow are trials of remedies, and the one that helps stays in
             force. In a loop that steps by :meth:`Watcher.step` remedies are tried without it, on batches it has had.
+        tier: how closely the probe looks, :class:`steadygrad.probe.tiers.Tier`; what it costs: docs/performance.md.
 
     Returns:
         A :class:`Watcher`. Use it as a context manager, or call ``close()`` at the end.
 
     Raises:
         TypeError: ``model`` or an optimizer is not one.
-        ValueError: no optimizer, an unknown ``guard`` or ``repair``, a name that is no plain name, an optimizer that is
-            already watched.
+        ValueError: no optimizer, an unknown ``guard``, ``repair`` or ``tier``, a name that is no plain name, an
+            optimizer that is already watched.
 
     Example:
         >>> import torch, tempfile, steadygrad as sg
@@ -147,6 +150,8 @@ def watch(
             raise TypeError(f"each optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}")
     if guard not in ("off", "warn", "on"):
         raise ValueError(f"guard must be 'off', 'warn' or 'on', got {guard!r}")
+    if tier not in TIERS:
+        raise ValueError(f"tier must be one of {', '.join(TIERS)}, got {tier!r}")
     if repair not in ("off", "live"):
         raise ValueError(f"repair must be 'off' or 'live', got {repair!r}")
     if repair == "live" and guard != "on":
@@ -155,7 +160,9 @@ def watch(
         )
     script = sys.argv[0] if sys.argv and sys.argv[0].endswith(".py") else "run"
     session = Session(
-        Options(runs=str(runs), name=name, guard=guard, repair=repair), script=script, observer=observer
+        Options(runs=str(runs), name=name, guard=guard, tier=tier, repair=repair),
+        script=script,
+        observer=observer,
     )
     try:
         session.attach(models, optimizers)

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 GuardMode = Literal["off", "warn", "on"]
 GUARD_MODES: tuple[GuardMode, ...] = ("off", "warn", "on")
 RepairMode = Literal["off", "live"]
+TierName = Literal["cheap", "standard", "deep"]
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,7 @@ class Options:
     runs: str = "runs"  # folder of the run directories; absolute where the script may change its directory
     name: str | None = None  # name of the run directory; None: the script's name and a number
     guard: GuardMode = "on"  # off: record only; warn: findings, no action; on: acts
+    tier: TierName = "cheap"  # how closely the probe looks: steadygrad.probe.tiers
     locate: int | None = None  # look at every operation from this step on, until the first NaN is found; slow
     repair: RepairMode = "off"  # live: after a rollback remedies are tried on the steps that follow
     prescription: Mapping[str, Any] | None = None  # in force from the first step: plan, name, file, eager

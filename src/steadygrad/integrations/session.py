@@ -33,6 +33,7 @@ from steadygrad.integrations.reasons import Reasons
 from steadygrad.integrations.run_record import RunRecord
 from steadygrad.probe.joinpoints import JoinPoints
 from steadygrad.probe.probe import Probe
+from steadygrad.probe.tiers import TIERS
 from steadygrad.records import Action, Finding, RunSummary, StepStats
 from steadygrad.repair.live import trial_length
 from steadygrad.rules.engine import RuleSet
@@ -91,7 +92,7 @@ class Session:
         self.live: LiveRepair | None = None
         self._exit_on_stop = exit_on_stop
         self._joinpoints = JoinPoints(self)
-        self._probe = Probe()
+        self._probe = Probe(tier=TIERS[options.tier])
         self._rules = RuleSet()
         self._reasons = Reasons(options.locate)
         self._in_force = InForce()
@@ -115,7 +116,7 @@ class Session:
 
     def attach(self, models: Sequence[nn.Module], optimizers: Sequence[Optimizer]) -> None:
         """Watch just these."""
-        self._probe = Probe(models)
+        self._probe = Probe(models, tier=TIERS[self.options.tier])
         self._joinpoints.install(all_optimizers=False)
         for optimizer in optimizers:
             self._joinpoints.attach(optimizer)

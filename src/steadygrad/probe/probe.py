@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from steadygrad._foreach import nonfinite
-from steadygrad.probe.activations import ActivationSampler
+from steadygrad.clip._told import fold_of
+from steadygrad.probe.activations import ActivationSampler, sampled
 from steadygrad.probe.loop_facts import LoopFacts
 from steadygrad.probe.loss import LossKeeper
 from steadygrad.probe.moving_target import MovingTarget
@@ -22,6 +23,8 @@ from steadygrad.probe.norms import gradient_norms, total_norm
 from steadygrad.probe.portrait import Portraitist
 from steadygrad.probe.root_outputs import RootOutputs
 from steadygrad.probe.rotation import Rotation
+from steadygrad.probe.shared_norms import norms_at_hand
+from steadygrad.probe.tiers import CHEAP, Tier
 from steadygrad.records import NAN, Oddity, ParamInfo, Portrait, StepStats
 from steadygrad.schedule import effective_lr
 
@@ -29,13 +32,13 @@ from steadygrad.schedule import effective_lr
 class _Watched:
     """What the probe keeps of one optimizer."""
 
-    def __init__(self, optimizer: Optimizer, index: int, rotation: int) -> None:
+    def __init__(self, optimizer: Optimizer, index: int, tier: Tier) -> None:
         self.optimizer = weakref.ref(optimizer)
         self.index = index
         self.step = 0
         self.infos: list[ParamInfo] = []
         self.tensors: list[Tensor] = []
-        self.rotation = Rotation(rotation)
+        self.rotation = Rotation(tier.rotation, tier.state_turns)
         self.raw: dict[int, float] = {}  # id of a parameter -> norm of its gradient before the user's clip
         self.amp_skips = 0
         self.last_time: float | None = None
@@ -51,21 +54,17 @@ class Probe:
 
     Args:
         roots: the models; found in memory at the first step if None.
-        rotation: one part in this many of the weights is looked at closely each step.
-        activation_every: after the first steps, activations are sampled every so many steps.
+        tier: how closely it looks.
 
     A step is :meth:`before` and :meth:`after`, around the user's own; the other calls tell what was seen between.
     """
 
-    def __init__(
-        self, roots: Sequence[nn.Module] | None = None, *, rotation: int = 16, activation_every: int = 50
-    ) -> None:
+    def __init__(self, roots: Sequence[nn.Module] | None = None, *, tier: Tier = CHEAP) -> None:
         self.roots: list[nn.Module] = list(roots or ())
         self.params: list[ParamInfo] = []
         self.notes: list[str] = []
         self._given = roots is not None
-        self._rotation = rotation
-        self._activation_every = activation_every
+        self._tier = tier
         self._sampler: ActivationSampler | None = None
         self._watched: weakref.WeakKeyDictionary[Optimizer, _Watched] = weakref.WeakKeyDictionary()
         self._order: list[_Watched] = []
@@ -108,8 +107,10 @@ class Probe:
         self._loop.clipped(params, max_norm)
         owners = {id(p): w for w in self._order for p in w.tensors}
         fresh = [p for p in params if id(p) in owners and id(p) not in owners[id(p)].raw]
-        for p, norm in zip(fresh, gradient_norms([p.grad for p in fresh]), strict=True):
-            owners[id(p)].raw[id(p)] = float(norm)
+        grads = [p.grad for p in fresh]
+        norms = norms_at_hand(grads) or gradient_norms(grads).tolist()
+        for p, norm in zip(fresh, norms, strict=True):
+            owners[id(p)].raw[id(p)] = norm
 
     def saw_scaler(self, scaler: Any) -> None:
         self._scaler = scaler
@@ -129,7 +130,7 @@ class Probe:
         """Number of this optimizer in the run; on first sight its parameters are named."""
         watched = self._watched.get(optimizer)
         if watched is None:
-            watched = _Watched(optimizer, len(self._order), self._rotation)
+            watched = _Watched(optimizer, len(self._order), self._tier)
             self._watched[optimizer] = watched
             self._order.append(watched)
             self._name(watched, optimizer)
@@ -156,9 +157,8 @@ class Probe:
         watched = self._order[self.optimizer_index(optimizer)]
         self._name(watched, optimizer)
         scale = getattr(optimizer, "grad_scale", None)
-        grads = [p.grad for p in watched.tensors]
-        applied = gradient_norms(grads, float(scale) if scale is not None else 1.0)  # host sync
-        raw = applied
+        factor = float(scale) if scale is not None else 1.0  # host sync
+        raw, applied = _norms_at_step(optimizer, watched.tensors, factor)
         if watched.raw:
             raw = np.array([watched.raw.get(id(p), n) for p, n in zip(watched.tensors, applied, strict=True)])
             watched.raw.clear()
@@ -168,9 +168,7 @@ class Probe:
             self._following += (odd,) if odd is not None else ()
         loss, passes = self._loss.read()
         self._loss.in_step = True
-        watched.rotation.before(
-            optimizer, watched.tensors, 0, watched.step, float(scale) if scale is not None else 1.0
-        )
+        watched.rotation.before(optimizer, watched.tensors, 0, watched.step, factor)
         return StepStats(
             step=watched.step,
             optimizer=watched.index,
@@ -291,12 +289,34 @@ class Probe:
     def _arm_for(self, step: int) -> None:
         """Hooks for the coming step, if its activations are to be sampled."""
         if self._sampler is None or list(self._sampler.roots) != self.roots:
-            self._sampler = ActivationSampler(self.roots, self._activation_every)
+            self._sampler = ActivationSampler(self.roots, self._tier.activation_every)
         self._outputs.disarm()
-        self._portrait_due = self._sampler.due(step)
-        if self._portrait_due:
+        self._portrait_due = sampled(step, self._tier.portrait_every)
+        if self._sampler.due(step):
             self._sampler.arm()
+        if self._portrait_due:
             self._outputs.arm(self.roots)
+
+
+def _norms_at_step(
+    optimizer: Optimizer, tensors: Sequence[Tensor], factor: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Norms of the gradients at the step, before and after a folded clip: the clip's own, or taken now.
+
+    A folded clip steps right after its norms, in one call: nothing of the user's runs between, unless he has put a
+    wrapper of his own around ``step``. ``factor``: what the optimizer will divide by, a GradScaler's or the clip's.
+    """
+    grads = [p.grad for p in tensors]
+    fold = fold_of(optimizer)
+    known = fold.raw_norms(tensors) if fold is not None else None  # host sync
+    if fold is not None and known is not None:
+        raw = np.array(known)
+        return raw, raw * float(fold.scale)
+    if fold is not None and fold.folded:
+        raw = gradient_norms(grads)  # host sync
+        return raw, raw / factor
+    applied = gradient_norms(grads, factor)  # host sync
+    return applied, applied
 
 
 def _local(tensor: Tensor) -> Tensor:
