@@ -49,7 +49,9 @@ class TensorStats:
     adam_rms: float = (
         NAN  # sqrt(mean(g^2 / v_hat)): 1 is healthy, >> 1 stale, << 1 frozen; nan without a second moment
     )
-    state_finite: bool = True  # of the share of the optimizer state looked at; all of it if weights are not finite
+    state_finite: bool = (
+        True  # of the share of the optimizer state looked at; all of it if weights are not finite
+    )
     weight_finite: bool = True
 
 

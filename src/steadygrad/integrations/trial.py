@@ -25,7 +25,9 @@ from steadygrad.repair.survey import SURVEYORS
 from steadygrad.rules.engine import RuleSet
 
 T = TypeVar("T")
-SEARCHING = 20  # overflows in a row in which a GradScaler may look for its scale; after them a step counts as skipped
+SEARCHING = (
+    20  # overflows in a row in which a GradScaler may look for its scale; after them a step counts as skipped
+)
 HOPELESS = 50  # steps in a row that are not finite, after which a run has come to its end
 
 
