@@ -169,6 +169,7 @@ def test_a_job_makes_its_rows(job):
     assert all(math.isfinite(r["value"]) and r["rounds"] >= 1 and r["unit"] and r["cadence"] for r in rows)
 
 
+@pytest.mark.slow
 def test_a_run_in_pairs_of_processes(tmp_path):
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)

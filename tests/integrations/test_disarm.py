@@ -32,7 +32,7 @@ OURS = [
 ]
 
 
-@pytest.mark.parametrize("nth", [1, 30])
+@pytest.mark.parametrize("nth", [pytest.param(1, marks=pytest.mark.slow), 30])
 @pytest.mark.parametrize(("owner", "name"), OURS, ids=lambda x: getattr(x, "__name__", x))
 def test_bug_of_ours_disarms_us_and_the_run_is_untouched(owner, name, nth, tmp_path, monkeypatch):
     plain = cnn_batchnorm(0, 60, unwatched)

@@ -29,7 +29,7 @@ print(json.dumps({"differences": same, "notes": summary.notes, "steps": summary.
 """
 
 
-@pytest.mark.parametrize("room", [0, 40_000])
+@pytest.mark.parametrize("room", [pytest.param(0, marks=pytest.mark.slow), 40_000])
 def test_full_disk_leaves_the_run_alone(room, tmp_path):
     out = subprocess.run(
         [sys.executable, "-c", CHILD, str(tmp_path), str(room)],

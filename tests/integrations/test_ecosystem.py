@@ -94,6 +94,7 @@ def test_gan_lbfgs_scaler_and_workers(tmp_path):
     assert seen.meta["amp_skips"] == truth["amp_skips"]
 
 
+@pytest.mark.slow
 def test_torchrun_with_fsdp2(tmp_path):
     torchrun = [
         sys.executable,

@@ -123,7 +123,7 @@ def test_a_prescription_is_read_without_torch_in_the_scripts_process(here):
     assert out.stdout.splitlines()[0] == "False"
 
 
-@pytest.mark.parametrize("how", ["", "bare except"])
+@pytest.mark.parametrize("how", [pytest.param("", marks=pytest.mark.slow), "bare except"])
 @pytest.mark.parametrize("plan", [{"update_clip": 1.0}, {"layer_norm": {"modules": ["nowhere"]}}])
 def test_what_cannot_be_put_in_force_stops_the_run_before_its_first_step(plan, how, here):
     write(here, plan)

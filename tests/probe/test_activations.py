@@ -482,7 +482,16 @@ class Net(nn.Module):
         return self.fc2(torch.relu(self.fc1(x)))
 
 
-@pytest.mark.parametrize("how", ["wrapper", "wrapper, inner model given", "compile()", "forward"])
+@pytest.mark.parametrize(
+    "how",
+    [
+        "wrapper",
+        *(
+            pytest.param(how, marks=pytest.mark.slow)
+            for how in ("wrapper, inner model given", "compile()", "forward")
+        ),
+    ],
+)
 def test_compiled_models_are_left_alone(how):
     torch.manual_seed(0)
     model = Net()

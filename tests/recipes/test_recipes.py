@@ -55,6 +55,7 @@ def train(recipe, pairs):
         recipe.step()
 
 
+@pytest.mark.slow
 def test_trains_what_adamw_alone_does_not(kind, digits):
     torch.manual_seed(0)
     plain = kind.model()
