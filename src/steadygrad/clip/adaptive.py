@@ -6,6 +6,7 @@ a non-finite gradient leaves the memory bit for bit as it was: the next step beh
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,8 +20,26 @@ from steadygrad.clip._tensors import checked, joint_norm, norms_of, scale_, scal
 from steadygrad.clip.stats import ClipStats, Decision, clip_stats, nothing_to_clip
 
 
+class _Joint(Remembers, ABC):
+    """A rule that scales all gradients by one factor, which it decides on by their joint norm."""
+
+    @torch.no_grad()
+    def __call__(self, grads: Sequence[Tensor | None]) -> ClipStats:
+        values = checked(grads)
+        if not values:
+            return nothing_to_clip()
+        decision = self.decide(joint_norm(norms_of(values)))
+        scale_(values, decision.scale)
+        self.memory = decision.memory
+        return clip_stats(decision.norm, decision.scale, decision.limit)
+
+    @abstractmethod
+    def decide(self, norm: Tensor) -> Decision:
+        """The factor for gradients of this joint norm (0-D), and what the rule will remember of it."""
+
+
 @dataclass(eq=False)
-class ZClip(Remembers):
+class ZClip(_Joint):
     """Clip the joint norm when it lies more than ``z_thres`` standard deviations above its moving average.
 
         z = (||g|| - mu) / (sigma + eps)
@@ -88,16 +107,6 @@ class ZClip(Remembers):
         return {"num": zero.long(), "mean": zero, "var": zero.clone(), "num_cut": zero.long()}
 
     @torch.no_grad()
-    def __call__(self, grads: Sequence[Tensor | None]) -> ClipStats:
-        values = checked(grads)
-        if not values:
-            return nothing_to_clip()
-        decision = self.decide(joint_norm(norms_of(values)))
-        scale_(values, decision.scale)
-        self.memory = decision.memory
-        return clip_stats(decision.norm, decision.scale, decision.limit)
-
-    @torch.no_grad()
     def decide(self, norm: Tensor) -> Decision:
         """The factor for gradients of this joint norm (0-D), and what the rule will remember of it."""
         norm = norm.float()
@@ -129,7 +138,7 @@ class ZClip(Remembers):
 
 
 @dataclass(eq=False)
-class AutoClip(Remembers):
+class AutoClip(_Joint):
     """Clip the joint norm to a percentile of the norms seen so far.
 
         G_h <- G_h + {||g||}        eta = percentile_p(G_h)        g <- g * min(1, eta / ||g||)
@@ -179,16 +188,6 @@ class AutoClip(Remembers):
     def _fresh(self, like: Tensor, width: int) -> Memory:
         history = torch.full((self.history_length,), float("inf"), device=like.device)
         return {"num": torch.zeros((), dtype=torch.long, device=like.device), "history": history}
-
-    @torch.no_grad()
-    def __call__(self, grads: Sequence[Tensor | None]) -> ClipStats:
-        values = checked(grads)
-        if not values:
-            return nothing_to_clip()
-        decision = self.decide(joint_norm(norms_of(values)))
-        scale_(values, decision.scale)
-        self.memory = decision.memory
-        return clip_stats(decision.norm, decision.scale, decision.limit)
 
     @torch.no_grad()
     def decide(self, norm: Tensor) -> Decision:

@@ -11,7 +11,7 @@ from torch.optim import LBFGS, Optimizer
 from steadygrad.guard.buffers import BufferKeeper, StepKeeper
 from steadygrad.guard.durable import DurableWriter
 from steadygrad.guard.policy import Norms, Policy, Rollback, Stop
-from steadygrad.guard.ring import SnapshotRing
+from steadygrad.guard.ring import SMALL, SnapshotRing
 from steadygrad.guard.schedule import ScheduleKeeper
 from steadygrad.guard.state import TrainingState
 from steadygrad.records import Action, Finding, StepStats
@@ -200,6 +200,14 @@ class Guard:
             self.ring.restore(snapshot)
             self._save(now=True)
         return [Action(stats.step, "stop", stop.reason, stop.code, stats.optimizer)]
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What people should know: the memory that the snapshots take, if it is not little."""
+        size = self.ring.memory_bytes
+        return (
+            (f"{len(self.ring.ticks)} snapshots in memory take {size / 1e9:.2f} GB",) if size > SMALL else ()
+        )
 
     def close(self) -> None:
         """Wait for snapshots that are being written."""

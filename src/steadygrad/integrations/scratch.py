@@ -33,6 +33,9 @@ LOOKS = ("stat", "lstat", "access", "readlink", "getxattr", "listxattr", "statvf
 NO_FOLLOW = ("lstat", "readlink")
 CHANGES = ("chmod", "utime", "truncate", "setxattr", "removexattr", "chown")
 MAKES = ("mkfifo", "mknod")
+# Those that have a function of their own below.
+OPENS = ("open", "listdir", "scandir", "mkdir", "symlink", "chdir", "getcwd", "getcwdb")
+MOVES = ("remove", "unlink", "rmdir", "rename", "replace", "link")
 
 
 class Scratch:
@@ -82,20 +85,7 @@ class Scratch:
             self._replace(os, name, self._changing)
         for name in MAKES:
             self._replace(os, name, self._making)
-        for name in (
-            "open",
-            "listdir",
-            "scandir",
-            "mkdir",
-            "remove",
-            "unlink",
-            "rmdir",
-            "rename",
-            "replace",
-            "link",
-        ):
-            self._replace(os, name, getattr(self, f"_os_{name}"))
-        for name in ("symlink", "chdir", "getcwd", "getcwdb"):
+        for name in (*OPENS, *MOVES):
             self._replace(os, name, getattr(self, f"_os_{name}"))
         self._replace(builtins, "open", self._open)
         self._replace(io, "open_code", self._looking)

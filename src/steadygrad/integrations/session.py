@@ -24,7 +24,6 @@ from torch.utils._python_dispatch import _disable_current_modes
 from steadygrad.guard.durable import DurableWriter
 from steadygrad.guard.guard import Guard
 from steadygrad.guard.policy import GuardExit, GuardStop, Policy
-from steadygrad.guard.ring import SMALL
 from steadygrad.guard.state import TrainingState, find_scalers, find_schedulers
 from steadygrad.integrations.in_force import InForce, Prescribed
 from steadygrad.integrations.live_repair import LiveRepair
@@ -378,10 +377,8 @@ class Session:
             self._in_force.clear()
         stopped = self._guard is not None and self._guard.stop is not None
         self._reasons.stop_watching()
-        if self._guard is not None and self._guard.ring.memory_bytes > SMALL:
-            ring = self._guard.ring
-            self.record.note(f"{len(ring.ticks)} snapshots in memory take {ring.memory_bytes / 1e9:.2f} GB")
-        for text in (*self._reasons.notes, *self._probe.notes):
+        of_guard = self._guard.notes if self._guard is not None else ()
+        for text in (*of_guard, *self._reasons.notes, *self._probe.notes):
             self.record.note(text)
         verdict, causes = self._reasons.conclude(
             self.record.writer,
