@@ -91,7 +91,7 @@ class Sites(Surveyor):
         built = _Built(optimizer, next((place_of(f) for f in mine or around), None))
         for frame in mine:
             place = place_of(frame)
-            built.names += [(name, weakref.ref(module), place) for name, module in _named_modules(frame)]
+            built.names += [(name, weakref.ref(module), place) for name, module in named_modules(frame)]
         self._built[optimizer] = built
         self._known.append(built)
 
@@ -224,7 +224,7 @@ def place_of(frame: FrameType, inner: FrameType | None = None) -> Place:
     }
 
 
-def _named_modules(frame: FrameType) -> Iterator[tuple[str, nn.Module]]:
+def named_modules(frame: FrameType) -> Iterator[tuple[str, nn.Module]]:
     """Every module that an expression of one or two parts names in this frame."""
     variables = dict(frame.f_locals)
     for name, value in frame.f_globals.items():

@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from steadygrad.locating.frames import frames, owner
 from steadygrad.repair.effects._owners import Owners, Unowned, held
 from steadygrad.repair.effects.effect import Models, Step
-from steadygrad.repair.survey.sites import Place, _named_modules, place_of
+from steadygrad.repair.survey.sites import Place, named_modules, place_of
 from steadygrad.repair.survey.surveyor import Surveyor
 
 SHOWN = 8  # paths and shapes
@@ -91,7 +91,7 @@ def _names(ids: set[int]) -> list[dict[str, Any]]:
     for frame in frames():
         if owner(frame.f_code.co_filename) != "user":
             continue
-        for name, module in _named_modules(frame):
+        for name, module in named_modules(frame):
             if ids <= {id(p) for p in module.parameters()}:
                 place: Place = place_of(frame)
                 found.append({"place": place, "params": list(_expressions(name, module, ids))})
