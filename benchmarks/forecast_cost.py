@@ -17,8 +17,8 @@ STEPS_BAR, SECONDS_BAR = 15, 20.0  # whichever is larger
 TIMED = 3  # plain steps before the forecast, and again after it
 
 
-def loss(logits: Tensor, tokens: Tensor) -> Tensor:
-    return nn.functional.cross_entropy(logits.transpose(1, 2), tokens)
+def loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+    return nn.functional.cross_entropy(model(batch[0]).transpose(1, 2), batch[1])
 
 
 def cost_of_transformer() -> dict[str, Any]:
@@ -40,7 +40,7 @@ def _measured() -> dict[str, Any]:
 
     def step() -> None:
         optimizer.zero_grad()
-        loss(model(batch[0]), batch[1]).backward()
+        loss(model, batch).backward()
         optimizer.step()
 
     step()
