@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 KEPT = 1024
 EARLY = 10
+BLOCKS = 5  # of the end, whose median counts
 
 
 class Course:
@@ -28,6 +29,7 @@ class Course:
         self.largest = 0.0  # largest finite |loss|
         self._stride = 1
         self._kept: list[float] = []
+        self._sums: list[tuple[float, int]] = []  # of each kept loss and those left out after it, where finite
         for loss in losses:
             self.add(loss)
 
@@ -42,8 +44,14 @@ class Course:
             self.largest = max(self.largest, abs(loss))
         if self.steps % self._stride == 0:
             self._kept.append(loss)
-            if len(self._kept) > KEPT:
-                self._kept, self._stride = self._kept[::2], 2 * self._stride
+            self._sums.append((0.0, 0))
+        if math.isfinite(loss):
+            total, n = self._sums[-1]
+            self._sums[-1] = total + loss, n + 1
+        if len(self._kept) > KEPT:
+            self._kept, self._stride = self._kept[::2], 2 * self._stride
+            sums = [*self._sums, (0.0, 0)]
+            self._sums = [(a + b, m + n) for (a, m), (b, n) in zip(sums[::2], sums[1::2], strict=False)]
         self.steps += 1
 
     @property
@@ -60,14 +68,15 @@ class Course:
 
     @property
     def end(self) -> float:
-        """Median of the finite losses in the last tenth of the run, of at least five."""
-        return _median([x for x in self.tail if math.isfinite(x)])
+        """Mean loss at the end: of the finite losses in the last tenth of the run (five at least), robust to spikes.
 
-    @property
-    def best(self) -> float:
-        """The lowest median of a tenth of the run."""
-        parts = [_median([x for x in part if math.isfinite(x)]) for part in self._parts(10)]
-        return min((m for m in parts if not math.isnan(m)), default=math.nan)
+        The median of the means of five blocks. A median of single losses would be too kind: of batches of one sample
+        most are easy, and what a constant prediction loses is a mean as well.
+        """
+        last = self._sums[-max(5, len(self._sums) // 10) :]
+        edges = [round(i * len(last) / BLOCKS) for i in range(BLOCKS + 1)]
+        blocks = [last[a:b] for a, b in zip(edges, edges[1:], strict=False)]
+        return _median([sum(t for t, _ in b) / n for b in blocks if (n := sum(n for _, n in b))])
 
     @property
     def tail(self) -> list[float]:
@@ -84,10 +93,6 @@ class Course:
         last = [x for x in self._kept[-max(8, len(self._kept) // 4) :] if math.isfinite(x)]
         steps = [abs(b - a) for a, b in zip(last, last[1:], strict=False)]
         return 1.4826 * _median(steps) / math.sqrt(2) if steps else math.nan
-
-    def _parts(self, n: int) -> list[list[float]]:
-        size = max(3, math.ceil(len(self._kept) / n))
-        return [self._kept[i : i + size] for i in range(0, len(self._kept), size)]
 
 
 def _median(values: Sequence[float]) -> float:
