@@ -6,13 +6,24 @@ import signal
 import pytest
 
 
+def put_away() -> None:
+    """What lives now is no longer looked through: not by the garbage collector, nor in a search for models.
+
+    It is never taken back: the objects of the test runner and of all modules of tests are many, and each full
+    collection and each search would cost more than most tests do.
+    """
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture
 def apart():
     """Models are looked for among all objects of the process: leave out those of the test runner and of other tests."""
-    gc.collect()
-    gc.freeze()
-    yield
-    gc.unfreeze()
+    put_away()
+
+
+def pytest_collection_finish():
+    put_away()
 
 
 def pytest_configure():

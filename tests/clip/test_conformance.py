@@ -405,12 +405,16 @@ def run_of_300(case: Case, bad: float | None = None, at: int = 0):
 clean_run_of_300 = functools.cache(run_of_300)
 
 
-@pytest.mark.parametrize("at", [0, 3, 150])
 @pytest.mark.parametrize(
-    ("case", "bad"),
-    # a norm beyond float32 is no obstacle to a rule on entries
-    [(c, bad) for c in MEMORY for bad in (math.nan, math.inf, 1e30) if bad != 1e30 or not c.entrywise],
-    ids=lambda x: x.name if isinstance(x, Case) else str(x),
+    ("case", "bad", "at"),
+    [
+        # nan at every place, the others at one of them; the long run has all of them everywhere
+        pytest.param(c, bad, at, id=f"{c.name}-{bad}-{at}", marks=[] if at in quick else pytest.mark.slow)
+        for c in MEMORY
+        for bad, quick in ((math.nan, (0, 3, 150)), (math.inf, (150,)), (1e30, (0,)))
+        for at in (0, 3, 150)
+        if bad != 1e30 or not c.entrywise  # a norm beyond float32 is no obstacle to a rule on entries
+    ],
 )
 def test_one_bad_step_among_300(case: Case, bad, at):
     """The whole run after one bad step is the run in which it never was: not one further step skipped or changed."""

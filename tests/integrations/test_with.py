@@ -6,6 +6,7 @@ import textwrap
 
 import pytest
 
+from steadygrad.integrations.prescribed import answer
 from steadygrad.repair.effects.clip import ClipNorm
 from steadygrad.repair.effects.skip import SkipNonfinite
 from tests.commands import PYTHON, STEADYGRAD, call
@@ -103,22 +104,40 @@ BAD = {
 }
 
 
-@pytest.mark.parametrize("name", BAD)
-def test_a_bad_prescription_ends_it_before_anything_runs(name, here):
+def bad(name, here):
+    """Write it; what is to be said of it."""
     text, said = BAD[name]
     (here / "fix.json").unlink()
     if text is not None:
         (here / "fix.json").write_text(text)
     (here / "train.py").write_text("open('ran', 'w')")
+    return said
+
+
+@pytest.mark.parametrize(
+    "name", [n if n == "bad value" else pytest.param(n, marks=pytest.mark.slow) for n in BAD]
+)
+def test_a_bad_prescription_ends_it_before_anything_runs(name, here):
+    said = bad(name, here)
     out = call([*STEADYGRAD, "run", "--with", "fix.json", "train.py"], here)
     assert out.returncode == 2 and said in out.stderr
     assert len(out.stderr.splitlines()) == 1
     assert not (here / "ran").exists() and not (here / "runs").exists()
 
 
+@pytest.mark.parametrize("name", BAD)
+def test_what_is_bad_in_a_prescription_is_said_in_one_line(name, here, monkeypatch, capsys):
+    """What the process that reads it answers; the command above prints it and ends."""
+    said = bad(name, here)
+    monkeypatch.chdir(here)
+    answer("fix.json")
+    (error,) = json.loads(capsys.readouterr().out).values()
+    assert said in error and len(error.splitlines()) == 1
+
+
 def test_a_prescription_is_read_without_torch_in_the_scripts_process(here):
     """The script decides what has to be decided before torch is imported."""
-    (here / "train.py").write_text("import sys; print('torch' in sys.modules)\n" + SCRIPT)
+    (here / "train.py").write_text("import sys; print('torch' in sys.modules)\n")
     out = call([*STEADYGRAD, "run", "--with", "fix.json", "train.py"], here)
     assert out.stdout.splitlines()[0] == "False"
 

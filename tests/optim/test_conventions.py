@@ -262,13 +262,14 @@ def test_cuda_agrees_with_cpu_and_never_waits(case: Case):
     "case", [pytest.param(c, id=c.name, marks=[pytest.mark.slow] * (c.name in VARIANTS)) for c in OPTIMIZERS]
 )
 def test_compiled_step(case: Case):
-    params, eager = parameters(), parameters()
+    shapes = ((6, 4), (3, 4, 2, 2), (4,), ())  # one of each kind: what is compiled holds every tensor's step
+    params, eager = parameters(shapes=shapes), parameters(shapes=shapes)
     a, b = case.make(params), case.make(eager)
     torch._dynamo.reset()
     step = torch.compile(a.step, backend="eager")
     for i in range(3):
-        give(params, draw(i))
-        give(eager, draw(i))
+        give(params, draw(i, shapes=shapes))
+        give(eager, draw(i, shapes=shapes))
         step()
         b.step()
     for p, q in zip(params, eager, strict=True):

@@ -531,8 +531,6 @@ def _few_objects():
     """What is looked for in memory is found faster if there is little of it."""
     gc.collect()
     gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 def observed(loop, tmp_path):

@@ -25,8 +25,6 @@ def _few_objects():
     """What is there already, models of other tests among it, is not found in memory."""
     gc.collect()
     gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 def follow(follow_up, *, model=None, target=None, steps=STEPS, watch=True):

@@ -68,12 +68,10 @@ def upon(plan):
 @contextmanager
 def under(plan):
     """Every optimizer built inside runs under this plan."""
-    gc.freeze()  # models are looked for among all objects of the process: leave those of the test runner out
-    try:
-        with upon(plan) as listener:
-            yield listener
-    finally:
-        gc.unfreeze()
+    gc.collect()  # models are looked for among all objects of the process: leave those of the test runner out
+    gc.freeze()
+    with upon(plan) as listener:
+        yield listener
 
 
 def trains(model):

@@ -35,6 +35,7 @@ class Run:
 
 def run(path: Path, plan: Mapping[str, Any] | None = None, *, survey: dict[str, Any] | None = None) -> Run:
     """Run a script as ``__main__``, under a plan or, if that is None, with nobody looking on."""
+    gc.collect()
     gc.freeze()  # what was there before the script is not searched for its models
     torch.manual_seed(0)
     trial = Trial(plan or {}, survey=survey is not None, failed=fail)
@@ -45,7 +46,6 @@ def run(path: Path, plan: Mapping[str, Any] | None = None, *, survey: dict[str, 
         exec(compile(path.read_bytes(), str(path), "exec", dont_inherit=True), names)
     finally:
         trial.close()
-        gc.unfreeze()
     if survey is not None:
         report = trial.report()
         assert report is not None

@@ -55,13 +55,13 @@ def found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["train.py", "--lr=0.1", "-v", "5"])
     trial = Trial({}, survey=True, failed=fail)
+    gc.collect()
     gc.freeze()
     trial.install()
     try:
         exec(compile(SCRIPT, str(tmp_path / "train.py"), "exec", dont_inherit=True), {"__name__": "__main__"})
     finally:
         trial.close()
-        gc.unfreeze()
     report = trial.report()
     assert report is not None
     return dict(report.survey["sites"])
