@@ -35,7 +35,7 @@ import torch
 from benchmarks.common import environment
 from benchmarks.speed_clip import clip_rows
 from benchmarks.speed_equal import equality_rows
-from benchmarks.speed_monitor import monitor_rows
+from benchmarks.speed_monitor import monitor_rows, tier_rows
 from benchmarks.speed_peers import CLIPS, WATCHERS, clip_peer_rows, watcher_rows
 from benchmarks.speed_rows import FULL, QUICK, Effort, Missing, Row
 from benchmarks.speed_run import (
@@ -59,6 +59,7 @@ JOBS: dict[str, Job] = {
     **{f"clip/{size}": partial(clip_rows, size) for size in SIZES},
     "equality": equality_rows,
     **{f"monitor/{size}": partial(monitor_rows, size) for size in SIZES},
+    **{f"tiers/{size}": partial(tier_rows, size) for size in SIZES[:2]},
     **{f"{peer}/{size}": partial(watcher_rows, peer, size) for peer in WATCHERS for size in SIZES},
     **{f"{peer}/{size}": partial(clip_peer_rows, peer, size) for peer in CLIPS for size in SIZES},
     **{f"snapshots/{size}": partial(snapshot_rows, size) for size in SIZES[1:]},
@@ -70,7 +71,14 @@ JOBS: dict[str, Job] = {
     "run/Transformer": partial(process_rows, "25M Transformer", TRANSFORMER, [], 200, 0.01),
 }
 
-BESIDE = ("tensorboard", "anomaly", "lightning", "accelerate", "steps")  # no promise is made of these
+BESIDE = (
+    "tiers",
+    "tensorboard",
+    "anomaly",
+    "lightning",
+    "accelerate",
+    "steps",
+)  # no promise is made of these
 
 
 def not_measured(rows: Sequence[Row]) -> list[str]:

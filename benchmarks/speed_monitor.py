@@ -21,7 +21,7 @@ from benchmarks.speed_rows import Effort, Row, row
 from steadygrad.clip import FoldedClip
 from steadygrad.probe.joinpoints import JoinPoints
 from steadygrad.probe.probe import Probe
-from steadygrad.probe.tiers import CHEAP
+from steadygrad.probe.tiers import CHEAP, TIERS
 from steadygrad.records import StepStats
 
 PARTS = 16  # steps in one turn of the rotation
@@ -130,6 +130,31 @@ def monitor_rows(size: str, effort: Effort) -> list[Row]:
         row_of(f"{name}, a step with its activations", sampled),
         row_of(f"{name}, worst of the first {YOUNG} steps", max(share[:YOUNG])),
         row(f"{size}: a plain step", typical(seconds["plain"]), unit="s", cadence=workload.says),
+    ]
+
+
+def tier_rows(size: str, effort: Effort) -> list[Row]:
+    """What each tier takes beyond a plain step, averaged over whole turns: whole steps of copies in turns."""
+    workload = WORKLOADS[size]
+    plain = training(workload)
+    watched = {name: training(workload) for name in TIERS}
+    listening = {
+        name: partial(Monitor(one.model, tier=TIERS[name]).listening, one.optimizer)
+        for name, one in watched.items()
+    }
+    calls = {"plain": plain.step, **{name: one.step for name, one in watched.items()}}
+    interleave(calls, rounds=YOUNG, warm=0, around=listening)
+    t = interleave(calls, rounds=effort.of(2 * TURN, least=PARTS), warm=0, around=listening)
+    step = median(t["plain"])
+    return [
+        row(
+            f"{size}: the tier {name}, mean over steps",
+            mean(w - p for w, p in zip(t[name], t["plain"], strict=True)) / step,
+            unit="share of a step",
+            cadence=f"two turns of {TURN} steps, whole steps; {workload.says}, fused AdamW",
+            rounds=len(t[name]),
+        )
+        for name in TIERS
     ]
 
 

@@ -21,6 +21,7 @@ PARTS = {
     "clip": ("clip", "lightning", "accelerate"),
     "equality": ("equality",),
     "monitor": ("monitor",),
+    "tiers": ("tiers",),
     "peers": ("wandb", "tensorboard", "anomaly"),
     "run": ("run", "steps", "million"),
     "snapshots": ("snapshots",),

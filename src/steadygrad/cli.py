@@ -30,6 +30,7 @@ from steadygrad.report import machine
 from steadygrad.report.terminal import shown_path
 from steadygrad.report.text import clean
 from steadygrad.running import run_watched
+from steadygrad.sinks.names import SinkNotInstalled, checked_sinks
 from steadygrad.trace.rundir import NotARun, resolve_run
 
 Job = Callable[[], int | None]
@@ -113,6 +114,14 @@ def run(
         Closeness | None,
         typer.Option(help="How closely to look at weights and activations (default: cheap)."),
     ] = None,
+    sink: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="Also write to tensorboard, wandb, mlflow or trackio. Can be given several times.",
+            show_default=False,
+        ),
+    ] = None,
     locate: Annotated[
         int | None,
         typer.Option(
@@ -146,10 +155,15 @@ def run(
     """
     flags = {"runs": runs, "name": name, "guard": guard.value if guard else None, "quiet": quiet}
     flags["tier"] = tier.value if tier else None
+    flags["sinks"] = ",".join(sink) if sink else None
     settings = config.load(Path.cwd(), os.environ)
     for key, value in flags.items():
         if value is not None:
-            settings[key] = config.check(key, value, f"option --{key}")
+            settings[key] = config.check(key, value, f"option --{'sink' if key == 'sinks' else key}")
+    try:
+        checked_sinks(settings.get("sinks"))
+    except SinkNotInstalled as error:
+        raise BadInput(str(error)) from None
     quiet = settings.pop("quiet", False)
     options = Options(**settings)
     options = replace(options, runs=os.path.abspath(options.runs), locate=locate, repair=repair.value)

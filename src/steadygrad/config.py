@@ -23,6 +23,7 @@ ENV_PREFIX = "STEADYGRAD_"
 LAUNCH_VARIABLE = "STEADYGRAD_LAUNCH"  # from the launcher to its processes, not a setting
 GUARD_MODES = ("off", "warn", "on")
 TIERS = ("cheap", "standard", "deep")
+SINKS = ("tensorboard", "wandb", "mlflow", "trackio")
 
 
 class ConfigError(ValueError):
@@ -61,12 +62,21 @@ def _quiet(value: Any) -> bool:
     return value
 
 
+def _sinks(value: Any) -> tuple[str, ...]:
+    if isinstance(value, str):  # from the environment
+        value = [word.strip() for word in value.split(",") if word.strip()]
+    if not isinstance(value, (list, tuple)) or any(item not in SINKS for item in value):
+        raise ValueError(f"a list of {', '.join(SINKS)}")
+    return tuple(dict.fromkeys(value))
+
+
 SETTINGS: Mapping[str, Callable[[Any], Any]] = {
     "runs": _runs,
     "name": _name,
     "guard": _guard,
     "tier": _tier,
     "quiet": _quiet,
+    "sinks": _sinks,
 }
 """Every setting and its check: gives the value back, or raises ValueError with what is allowed."""
 

@@ -183,6 +183,34 @@ class StepStats:
         """Whether the gradient that reached the optimizer is finite throughout."""
         return math.isfinite(self.grad_norm) and math.isfinite(self.clipped_grad_norm)
 
+    def with_outcome(
+        self,
+        applied: bool,
+        tensors: tuple[TensorStats, ...],
+        activations: tuple[ActivationStats, ...],
+        seconds: float,
+        portrait: Portrait | None,
+    ) -> StepStats:
+        """The same step with what is known when it is over. In full: ``replace`` takes three times as long."""
+        return StepStats(
+            self.step,
+            self.optimizer,
+            self.loss,
+            self.grad_norm,
+            self.clipped_grad_norm,
+            self.grad_norms,
+            self.lr,
+            self.params,
+            applied,
+            self.loss_scale,
+            self.amp_skips,
+            self.num_backwards,
+            tensors,
+            activations,
+            seconds,
+            portrait,
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Finding:

@@ -36,7 +36,7 @@ def adam(shapes=SHAPES, **options):
 def watched(rotation, optimizer, params, step, applied=True):
     """The numbers of one step, and what was asked for them."""
     with Counting() as count:
-        rotation.before(optimizer, params, 0, step)
+        rotation.before(optimizer, params, range(len(params)), step)
     if applied:
         optimizer.step()
     with count:
@@ -51,8 +51,7 @@ def test_norms_of_one_kind_are_one_reduction_however_many(number):
     with Counting() as count:
         norms = gradient_norms([*grads, None])
         total_norm(norms)
-    assert count.calls["_foreach_norm"] == count.calls["stack"] == 1
-    assert set(count.calls) <= {"_foreach_norm", "stack", "unsqueeze"}
+    assert count.calls == {"_foreach_norm": 1, "_local_scalar_dense": number}
     assert count.bytes_read["_foreach_norm"] == number * 30 * 7 * 4
     assert norms[:-1] == pytest.approx([float(g.norm()) for g in grads]) and math.isnan(norms[-1])
 

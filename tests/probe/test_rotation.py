@@ -36,7 +36,7 @@ def param(*shape, dtype=torch.float32, scale=1.0):
 
 def look(optimizer, params, rotation=None, step=0, first_index=0, grad_scale=1.0, applied=True):
     rotation = rotation or Rotation(1, state_turns=1)
-    rotation.before(optimizer, params, first_index, step, grad_scale)
+    rotation.before(optimizer, params, range(first_index, first_index + len(params)), step, grad_scale)
     if applied:
         optimizer.step(*([lambda: torch.zeros(())] if isinstance(optimizer, torch.optim.LBFGS) else []))
     return rotation.after(optimizer, applied)
@@ -449,7 +449,7 @@ def test_a_parameter_that_is_replaced_during_the_step():
     p = param(4)
     optimizer = torch.optim.SGD([p], lr=0.1)
     rotation = Rotation(1)
-    rotation.before(optimizer, [p], 0, 0)
+    rotation.before(optimizer, [p], [0], 0)
     p.data = torch.ones(7)
     (stats,) = rotation.after(optimizer, True)
     assert math.isnan(stats.update_ratio)
@@ -460,7 +460,7 @@ def test_a_step_that_raised_leaves_nothing_behind():
     p.grad = torch.ones(4)
     optimizer = torch.optim.SGD([p], lr=0.1)
     rotation = Rotation(1)
-    rotation.before(optimizer, [p], 0, 0)
+    rotation.before(optimizer, [p], [0], 0)
     (stats,) = look(optimizer, [p], rotation)
     assert stats.update_ratio > 0
     assert rotation.after(optimizer, True) == ()
@@ -487,7 +487,7 @@ def test_two_optimizers_do_not_disturb_each_other():
     rotation = Rotation(1)
     for p, optimizer in zip((a, b), optimizers, strict=True):
         p.grad = torch.ones(8)
-        rotation.before(optimizer, [p], 0, 0)
+        rotation.before(optimizer, [p], [0], 0)
     for p, optimizer in zip((a, b), optimizers, strict=True):
         old = p.detach().clone()
         optimizer.step()
@@ -514,7 +514,7 @@ def test_reading_changes_nothing():
             model(torch.randn(16, 8)).square().mean().backward()
             versions = [p._version for p in params] + [p.grad._version for p in params]
             if watch:
-                rotation.before(optimizer, params, 0, step)
+                rotation.before(optimizer, params, range(len(params)), step)
             assert versions == [p._version for p in params] + [p.grad._version for p in params]
             optimizer.step()
             if watch:
@@ -540,7 +540,7 @@ def test_only_one_copy_to_the_host_on_a_gpu():
     look(optimizer, params, rotation)
     torch.cuda.set_sync_debug_mode("error")
     try:
-        rotation.before(optimizer, params, 0, 1)
+        rotation.before(optimizer, params, range(len(params)), 1)
     finally:
         torch.cuda.set_sync_debug_mode("default")
     optimizer.step()

@@ -24,6 +24,7 @@ from steadygrad.graph.layers import backward_gains, forward_gains
 from steadygrad.graph.walk import Graph
 from steadygrad.locating.live import LiveLocator
 from steadygrad.probe.joinpoints import JoinPoints
+from steadygrad.probe.loss import without_sync
 from steadygrad.probe.portrait import loss_scale
 from steadygrad.probe.probe import Probe
 from steadygrad.records import NAN, Finding, Portrait, StepStats
@@ -121,7 +122,7 @@ class FirstSteps:
 
     @_guarded(None)
     def graph(self, roots: Sequence[Tensor], values: Sequence[Tensor]) -> None:
-        self.locator.before_backward(roots, values, self.steps)
+        self.locator.before_backward(roots, without_sync(values), self.steps)
         self.probe.saw_graph(roots, now=True)
         if self._sharpness is None:
             self._measure_curvature(roots)

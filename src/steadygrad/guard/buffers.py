@@ -53,10 +53,12 @@ class BufferKeeper:
 
     def keep(self) -> None:
         """Copy the buffers as they are now. To be called at the start and after each step that was taken."""
-        with plainly():
-            if self._changed():
+        if self._changed():
+            with plainly():
                 self._look()
-            copy_grouped_(self._copies, self._live)
+        if self._live:
+            with plainly():
+                copy_grouped_(self._copies, self._live)
 
     def restore(self) -> None:
         """Make the buffers what they were at the last :meth:`keep`: values and, where they were replaced, identity.
@@ -77,6 +79,8 @@ class BufferKeeper:
 
         Infinities are left alone: a running minimum begins with one.
         """
+        if not self._live:
+            return []
         with plainly():
             bad = nonfinite(self._live)
             nans = {i for i in bad if _has_nan(self._live[i]) and not _has_nan(self._copies[i])}
@@ -101,9 +105,13 @@ class BufferKeeper:
             _same(self._seen_roots, self._modules)
             and _same(self._seen_children, [m for table in self._children for m in table.values()])
             and _same(self._seen_buffers, [b for table in self._tables for b in table.values()])
-            and all(buffer.data_ptr() == address for buffer, _, address in self._homes)
+            and not (self._homes and self._moved())
             and all(map(is_lazy, self._unborn))
         )
+
+    def _moved(self) -> bool:
+        with plainly():
+            return any(buffer.data_ptr() != address for buffer, _, address in self._homes)
 
     def _look(self) -> None:
         modules = list({id(m): m for root in self._modules for m in root.modules()}.values())

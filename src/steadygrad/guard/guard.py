@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -105,39 +106,51 @@ class Guard:
         reason = "the step itself made the state non-finite, and was taken back"
         return Action(stats.step, "skip", reason, "G100", stats.optimizer)
 
-    def after(
-        self, optimizer: Optimizer, stats: StepStats, findings: Sequence[Finding], norms: Norms
-    ) -> list[Action]:
-        """Clean up behind a skipped step, keep snapshots, and carry out a rollback or a stop."""
-        poisoned: list[str] = []
-        if stats.applied:
-            self._steps[stats.optimizer] = self._steps.get(stats.optimizer, 0) + 1
-        else:
+    def step_over(self, optimizer: Optimizer, index: int, *, skipped: bool) -> int:
+        """A step of the optimizer with this index is over: leave no trace of a skipped one. Returns its tick."""
+        if skipped:
             self.buffers.restore()
             _zero_gradients_(optimizer)
-            if self.policy.skips_in_a_row.get(stats.optimizer, 0) == 0:
-                poisoned = self.find_poison()
-        if not poisoned and any(f.code in POISON for f in findings):
-            poisoned = self.find_poison()
-        move = self.policy.after(stats, findings, norms, self.tick, poisoned)
+        else:
+            self._steps[index] = self._steps.get(index, 0) + 1
+            self.buffers.keep()
         self.tick += 1
+        return self.tick - 1
+
+    @property
+    def busy(self) -> bool:
+        """Whether the next judgement may change something: then it should not wait."""
+        policy = self.policy
+        watching = policy.incident is not None or policy.check is not None or policy.distributed
+        return watching or self.ring.will_be_due(self.tick)
+
+    def judge(
+        self, stats: StepStats, findings: Sequence[Finding], norms: Norms, tick: int, *, skipped: bool = False
+    ) -> list[Action]:
+        """Keep snapshots, and carry out a rollback or a stop. To be called for every step, in order.
+
+        Args:
+            stats: of a step that is over; later ones may be over as well.
+            findings: what the rules say of it.
+            norms: of the healthy steps up to this one.
+            tick: of this step.
+            skipped: the step was not taken, and that was the guard's own doing.
+        """
+        poisoned: list[str] = []
+        first_skip = skipped and self.policy.skips_in_a_row.get(stats.optimizer, 0) == 0
+        if first_skip or any(f.code in POISON for f in findings):
+            poisoned = self.find_poison()
+        if not skipped and not stats.applied:
+            # Left out by a remedy, as the plan wants it: no reason for the guard to act.
+            stats = replace(stats, applied=True)
+        move = self.policy.after(stats, findings, norms, tick, poisoned)
         if isinstance(move, Rollback):
             return self._roll_back(move, stats)
         if isinstance(move, Stop):
             return self._end(move, stats)
         if stats.applied:
-            self._keep(findings)
+            self._keep(findings, tick + 1)
         return []
-
-    def step_of_trial(self, optimizer: Optimizer, stats: StepStats) -> None:
-        """A step of somebody's trial, who judges it himself: only cleaned up behind."""
-        if stats.applied:
-            self._steps[stats.optimizer] = self._steps.get(stats.optimizer, 0) + 1
-            self.buffers.keep()
-        else:
-            self.buffers.restore()
-            _zero_gradients_(optimizer)
-        self.tick += 1
 
     def moved(self, tick: int) -> None:
         """Somebody has put the run into the state that it had at this tick."""
@@ -145,15 +158,14 @@ class Guard:
         self.buffers.keep()
         self.schedules.forget()
 
-    def _keep(self, findings: Sequence[Finding]) -> None:
-        self.buffers.keep()
+    def _keep(self, findings: Sequence[Finding], tick: int) -> None:
         if any(f.severity != "info" for f in findings):
             self.ring.tighten()
         if self.policy.incident is not None:
             self.ring.incident(self.policy.incident.tick)
             return
-        self.ring.healthy(self.tick)
-        if self.ring.due(self.tick):
+        self.ring.healthy(tick)
+        if tick == self.tick and self.ring.due(tick):  # of an earlier step there is nothing to take any more
             self._take_snapshot()
 
     def _take_snapshot(self) -> None:

@@ -107,6 +107,10 @@ class SnapshotRing:
     def due(self, step: int) -> bool:
         """Whether a snapshot should be taken now: at distances that double from 1 up to ``every``."""
         self._clock(step)
+        return self.will_be_due(step)
+
+    def will_be_due(self, step: int) -> bool:
+        """The same of a step that is still to come, as far as is known now."""
         if self._first is None:
             return True
         distance = min(self.every, max(1, self._last - self._first))

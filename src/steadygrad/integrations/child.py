@@ -38,6 +38,7 @@ def watch_this_process(
             options = Options(
                 runs=str(run_dir.parent),
                 **{key: settings[key] for key in ("guard", "tier", "locate", "repair", "prescription")},
+                sinks=tuple(settings["sinks"]),
             )
             script = sys.argv[0] if sys.argv and sys.argv[0].endswith(".py") else "python"
             # Registered at the first step, when the trace is open: what is registered last runs first.

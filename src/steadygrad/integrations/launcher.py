@@ -54,6 +54,7 @@ def child_environment(
     """The environment that carries us into every Python process under the command."""
     settings: dict[str, Any] = {"run_dir": str(run_dir), "guard": options.guard, "tier": options.tier}
     settings |= {"locate": options.locate, "repair": options.repair, "prescription": options.prescription}
+    settings |= {"sinks": list(options.sinks)}
     settings |= {"quiet": quiet, "cwd": cwd}
     if options.prescription is not None and options.prescription["eager"]:
         environ = {**environ, "TORCH_COMPILE_DISABLE": "1"}  # its effects do not reach into compiled code

@@ -162,7 +162,7 @@ class LiveRepair:
 
     def step(self, optimizer: Optimizer, stats: StepStats) -> None:
         """A step of a trial is over."""
-        self._guard.step_of_trial(optimizer, stats)
+        self._guard.step_over(optimizer, stats.optimizer, skipped=not stats.applied)
         self._step = stats.step
         course = self._course
         if stats.optimizer == self._optimizer:

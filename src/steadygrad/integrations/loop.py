@@ -16,6 +16,7 @@ from steadygrad.integrations.options import Observer, Options
 from steadygrad.integrations.session import Session
 from steadygrad.probe.tiers import TIERS
 from steadygrad.records import Action, Finding, RunSummary
+from steadygrad.sinks import Sink, checked_sinks
 
 T = TypeVar("T")
 
@@ -35,11 +36,13 @@ class Watcher:
     @property
     def findings(self) -> list[Finding]:
         """What the rules have noticed so far."""
+        self._session.settle()
         return list(self._session._reasons.findings)
 
     @property
     def actions(self) -> list[Action]:
         """What the guard has done so far."""
+        self._session.settle()
         return list(self._session.record.actions)
 
     def step(self, fn: Callable[..., T], *batch: Any, **more: Any) -> T:
@@ -101,6 +104,7 @@ def watch(
     observer: Observer | None = None,
     repair: Literal["off", "live"] = "off",
     tier: Literal["cheap", "standard", "deep"] = "cheap",
+    sink: str | Sink | Iterable[str | Sink] = (),
 ) -> Watcher:
     """Watch, guard and record a training loop.
 
@@ -118,6 +122,8 @@ def watch(
         repair: ``live``: after a rollback the steps that follow are trials of remedies, and the one that helps stays in
             force. In a loop that steps by :meth:`Watcher.step` remedies are tried without it, on batches it has had.
         tier: how closely the probe looks, :class:`steadygrad.probe.tiers.Tier`; what it costs: docs/performance.md.
+        sink: where else the numbers go: ``tensorboard``, ``wandb``, ``mlflow``, ``trackio``, an object of your own
+            (:class:`steadygrad.sinks.Sink`), or several.
 
     Returns:
         A :class:`Watcher`. Use it as a context manager, or call ``close()`` at the end.
@@ -158,9 +164,10 @@ def watch(
         raise ValueError(
             f"repair='live' begins where the guard has rolled back: it needs guard='on', got {guard!r}"
         )
+    sinks = checked_sinks(sink)
     script = sys.argv[0] if sys.argv and sys.argv[0].endswith(".py") else "run"
     session = Session(
-        Options(runs=str(runs), name=name, guard=guard, tier=tier, repair=repair),
+        Options(runs=str(runs), name=name, guard=guard, tier=tier, repair=repair, sinks=sinks),
         script=script,
         observer=observer,
     )

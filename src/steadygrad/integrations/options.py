@@ -30,6 +30,7 @@ class Options:
     tier: TierName = "cheap"  # how closely the probe looks: steadygrad.probe.tiers
     locate: int | None = None  # look at every operation from this step on, until the first NaN is found; slow
     repair: RepairMode = "off"  # live: after a rollback remedies are tried on the steps that follow
+    sinks: tuple[Any, ...] = ()  # where else the numbers go: names, or objects like steadygrad.sinks.Sink
     prescription: Mapping[str, Any] | None = None  # in force from the first step: plan, name, file, eager
 
 

@@ -15,6 +15,7 @@ from steadygrad.diagnose.facts import Facts
 from steadygrad.diagnose.risk import risk
 from steadygrad.diagnose.stored import EVENT, facts_to_json
 from steadygrad.locating.live import LiveLocator
+from steadygrad.probe.loss import without_sync
 from steadygrad.probe.probe import Probe
 from steadygrad.records import Cause, Finding, FirstNonFinite, StepStats
 from steadygrad.rules.engine import RuleSet
@@ -63,27 +64,29 @@ class Reasons:
         self, roots: Sequence[Tensor], values: Sequence[Tensor], step: int, probe: Probe, rules: RuleSet
     ) -> None:
         """A backward pass is about to begin: read its graph if it is sampled, or if its loss is alarming."""
-        self._locator.before_backward(roots, values, step)
-        probe.saw_graph(roots, now=self._alarming(values, rules))
+        losses = without_sync(values)
+        self._locator.before_backward(roots, losses, step)
+        probe.saw_graph(roots, now=losses is not None and self._alarming(sum(losses), rules))
 
-    def _alarming(self, values: Sequence[Tensor], rules: RuleSet) -> bool:
-        """Whether this loss is one that a diagnosis will ask about. Only looked at where that costs no host sync."""
-        if any(value.device.type != "cpu" for value in values):
-            return False
-        loss, losses = sum(map(float, values)), rules.history(0).losses
-        alarming = not math.isfinite(loss) or len(losses) > 5 and abs(loss) > 5 * max(map(abs, losses.values))
+    def _alarming(self, loss: float, rules: RuleSet) -> bool:
+        """Whether this loss is one that a diagnosis will ask about."""
+        losses = rules.history(0).losses.ordered
+        alarming = not math.isfinite(loss) or len(losses) > 5 and abs(loss) > 5 * max(-losses[0], losses[-1])
         self._urgent += alarming
         return alarming and self._urgent <= MAX_URGENT
 
     def before_step(self) -> None:
         self._locator.before_step()
 
-    def step(
-        self, optimizer: Optimizer, stats: StepStats, findings: Sequence[Finding], rules: RuleSet
-    ) -> None:
-        """A step is over and judged."""
-        self.findings += findings
+    def step_over(self, stats: StepStats) -> None:
+        """A step is over."""
         self._newest = stats
+
+    def judged(
+        self, optimizer: Optimizer | None, stats: StepStats, findings: Sequence[Finding], rules: RuleSet
+    ) -> None:
+        """The rules have judged a step, the next one of all that are over. ``optimizer``: None if it is gone."""
+        self.findings += findings
         history = rules.history(stats.optimizer)
         self._casefile.step(stats, findings, history, optimizer_facts(optimizer, self._module_types))
         if stats.optimizer == 0 and stats.step == FIRST_STEPS - 1:

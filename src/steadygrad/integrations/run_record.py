@@ -16,6 +16,7 @@ import torch
 from steadygrad import __version__
 from steadygrad.integrations.options import Observer, Options
 from steadygrad.records import Action, Finding, ParamInfo, RunSummary, StepStats
+from steadygrad.sinks.fan import Sinks
 from steadygrad.trace.rundir import create_run_dir, trace_path
 from steadygrad.trace.writer import TraceWriter
 
@@ -44,6 +45,7 @@ class RunRecord:
         self.run_dir = run_dir or create_run_dir(
             Path(options.runs), options.name, default=Path(script).stem or "run"
         )
+        self.sinks = Sinks(options.sinks, self.run_dir, self.note)
         self.writer: TraceWriter | None = None
         self.actions: list[Action] = []
         self.notes: list[str] = []
@@ -65,6 +67,7 @@ class RunRecord:
         alone = self._own_dir or rank.isdigit()
         path = trace_path(self.run_dir, int(rank) if rank.isdigit() else 0, None if alone else os.getpid())
         self.writer = TraceWriter(path, self._meta(), on_failure=self._trace_failed)
+        self.sinks.begin()
 
     def _meta(self) -> dict[str, Any]:
         return {
@@ -92,6 +95,7 @@ class RunRecord:
         """
         self.count(stats)
         self.write(stats, params, scalars)
+        self.sinks.step(stats, self.skipped, self._incidents)
         if self.observer is not None:
             self.observer.step(stats, self.skipped, self._incidents)
 
@@ -119,6 +123,7 @@ class RunRecord:
         self._incidents += finding.severity == "alarm"
         if self.writer is not None:
             self.writer.finding(finding)
+        self.sinks.finding(finding)
         if self.observer is not None:
             self.observer.finding(finding)
 
@@ -126,6 +131,7 @@ class RunRecord:
         self.actions.append(action)
         if self.writer is not None:
             self.writer.action(action)
+        self.sinks.action(action)
         if self.observer is not None:
             self.observer.action(action)
 
@@ -149,6 +155,7 @@ class RunRecord:
     # ------------------------------------------------------------------ the end
     def summary(self, **more: Any) -> RunSummary:
         """What the run came to. ``more``: what others know of it."""
+        self.sinks.tell()
         return RunSummary(
             run_dir=str(self.run_dir) if self.steps else None,
             steps=self.steps,
@@ -185,3 +192,4 @@ class RunRecord:
             }
         )
         self.writer.close()
+        self.sinks.close()

@@ -11,8 +11,7 @@ import gc
 import traceback
 import weakref
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
-from dataclasses import replace
+from math import prod
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,10 +20,11 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils._python_dispatch import _disable_current_modes
 
-from steadygrad.guard.durable import DurableWriter
 from steadygrad.guard.guard import Guard
-from steadygrad.guard.policy import GuardExit, GuardStop, Policy
+from steadygrad.guard.policy import GuardExit, GuardStop
 from steadygrad.guard.state import TrainingState, find_scalers, find_schedulers
+from steadygrad.integrations.docket import LARGE, Docket, Waiting
+from steadygrad.integrations.guarding import new_guard, new_live_repair
 from steadygrad.integrations.in_force import InForce, Prescribed
 from steadygrad.integrations.live_repair import LiveRepair
 from steadygrad.integrations.options import Observer, Options
@@ -33,8 +33,7 @@ from steadygrad.integrations.run_record import RunRecord
 from steadygrad.probe.joinpoints import JoinPoints
 from steadygrad.probe.probe import Probe
 from steadygrad.probe.tiers import TIERS
-from steadygrad.records import Action, Finding, RunSummary, StepStats
-from steadygrad.repair.live import trial_length
+from steadygrad.records import Action, RunSummary, StepStats
 from steadygrad.rules.engine import RuleSet
 
 T = TypeVar("T")
@@ -48,14 +47,20 @@ def _ours(default: Any) -> Callable[[Callable[..., T]], Callable[..., T]]:
         def safe(self: Session, *args: Any, **kwargs: Any) -> T:
             if not self.armed:
                 return default
+            grad = torch.is_grad_enabled()
+            torch._C._set_grad_enabled(False)  # torch.no_grad takes as long as some of these methods
             try:
-                with torch.no_grad(), _disable_current_modes() if self._reasons.modes_on else nullcontext():
-                    return method(self, *args, **kwargs)
+                if self._reasons.modes_on:
+                    with _disable_current_modes():
+                        return method(self, *args, **kwargs)
+                return method(self, *args, **kwargs)
             except (GuardStop, GuardExit):
                 raise
             except Exception as error:  # noqa: BLE001 - whatever we did wrong, the user's run must go on
                 self.disarm(error)
                 return default
+            finally:
+                torch._C._set_grad_enabled(grad)
 
         return safe
 
@@ -96,6 +101,8 @@ class Session:
         self._reasons = Reasons(options.locate)
         self._in_force = InForce()
         self._skipped_by_guard: set[int] = set()  # optimizers, in the step that is under way
+        self._docket = Docket()
+        self._may_wait = False
         self._prescribed = Prescribed(options.prescription, self._in_force, self.record)
         self._replay_length: Callable[[int], int] | None = None
         self._known: weakref.WeakSet[Optimizer] = weakref.WeakSet()
@@ -226,14 +233,15 @@ class Session:
                 self._skip(taken_back)
                 applied = False
         stats = self._probe.after(optimizer, stats, applied)
-        findings = self._rules.observe(stats)
-        if self._trying and self.live is not None:
-            self.live.step(optimizer, stats)
-        else:
-            self._judge(optimizer, stats, findings)
-        self._skipped_by_guard.discard(index)
         clip = self._guard.policy.clip if self._guard is not None else None
         self.record.step(stats, self._probe.params, {} if clip is None else {"guard_clip": clip})
+        skipped = index in self._skipped_by_guard
+        self._skipped_by_guard.discard(index)
+        if self._trying and self.live is not None:
+            self._rules.observe(stats)
+            self.live.step(optimizer, stats)
+        else:
+            self._over(optimizer, stats, skipped)
         if self._guard is not None and self._guard.stop is not None:
             self._raise_stop(self._guard.stop.reason)
 
@@ -248,22 +256,46 @@ class Session:
         if not self._trying:
             self.record.action(action)
 
-    def _judge(self, optimizer: Optimizer, stats: StepStats, findings: Sequence[Finding]) -> None:
+    def _over(self, optimizer: Optimizer, stats: StepStats, skipped: bool) -> None:
+        """A step of the run is over: it is judged, or waits for the next ones if that comes to the same."""
+        self._reasons.step_over(stats)
+        tick = (
+            self._guard.step_over(optimizer, stats.optimizer, skipped=skipped)
+            if self._guard is not None
+            else 0
+        )
+        may_wait = self._may_wait and self._docket.ordinary(stats) and self.live is None
+        self._docket.add(optimizer, stats, tick, skipped)
+        if not may_wait or self._docket.full or (self._guard is not None and self._guard.busy):
+            self._settle()
+
+    @_ours(None)
+    def settle(self) -> None:
+        """Judge the steps that wait, so that whoever asks is told of all that happened."""
+        self._settle()
+
+    def _settle(self) -> None:
+        waiting = self._docket.take()
+        for step in waiting:
+            self._judge(step)
+        for index in {step.stats.optimizer for step in waiting}:
+            self._docket.learn(index, self._rules.history(index))
+
+    def _judge(self, step: Waiting) -> None:
         """Ask for reasons, and have the guard act."""
+        stats, optimizer = step.stats, step.optimizer()
+        findings = self._rules.observe(stats)
         for finding in findings:
             self.record.finding(finding)
-        self._reasons.step(optimizer, stats, findings, self._rules)
+        self._reasons.judged(optimizer, stats, findings, self._rules)
         if self._guard is None:
             return
         if self.live is not None:
             self.live.before_the_guard()
-        if not stats.applied and stats.optimizer not in self._skipped_by_guard:
-            # Left out by a remedy, as the plan wants it: no reason for the guard to act.
-            stats = replace(stats, applied=True)
         history = self._rules.history(stats.optimizer)
-        for action in self._guard.after(optimizer, stats, findings, history):
+        for action in self._guard.judge(stats, findings, history, step.tick, skipped=step.skipped):
             self.record.action(action)
-            if action.action == "rollback" and self.live is not None:
+            if action.action == "rollback" and self.live is not None and optimizer is not None:
                 self.live.begin(action, optimizer)
 
     def _meet_optimizers(self) -> None:
@@ -271,6 +303,7 @@ class Session:
 
         Whatever we hold of models that the script has let go is let go as well, before we look around.
         """
+        self._settle()
         again = self._guard is not None or bool(self._known)
         if again:
             self._probe.forget_models()
@@ -286,52 +319,23 @@ class Session:
         for optimizer in optimizers:
             self._probe.optimizer_index(optimizer)
         self._reasons.models_found(self._probe.roots)
+        self._may_wait = sum(prod(info.shape) for info in self._probe.params) < LARGE
         if self.options.guard != "on":
             return
         state = TrainingState(self._probe.roots, optimizers, find_schedulers(optimizers), find_scalers())
         if self._guard is not None:
             self._guard.guard_state(state)
             return
-        distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
-        policy = Policy(distributed=distributed and torch.distributed.get_world_size() > 1)
-        self._guard = Guard(
-            state,
-            policy,
-            find_poison=self._probe.nonfinite_state,
-            remember=self._rules.state_dict,
-            recall=self._rules.load_state_dict,
-            durable=None
-            if policy.distributed
-            else DurableWriter(
-                self.run_dir / "snapshots", on_failure=self.record.cannot_write, max_share=0.01
-            ),
-        )
-
+        self._guard = new_guard(state, self._probe, self._rules, self.record)
         self._prepare_repair()
 
     def _prepare_repair(self) -> None:
         """Remedies are tried where it was asked for, and where the guard acts."""
-        if self._guard is None or self.live is not None:
-            return
-        if self._replay_length is not None:
-            length, paired = self._replay_length, True
-        elif self.options.repair == "live":
-            length, paired = trial_length, False
-        else:
-            return
-        if self._guard.policy.distributed:
-            self.record.note(
-                "no remedies are tried on this run: its ranks would have to agree on each of them"
+        asked = self._replay_length is not None or self.options.repair == "live"
+        if self._guard is not None and self.live is None and asked:
+            self.live = new_live_repair(
+                self._guard, self._in_force, self._rules, self.record, self._replay_length
             )
-        self.live = LiveRepair(
-            self._guard,
-            self._in_force,
-            self._rules,
-            note=self.record.note,
-            act=self.record.action,
-            length=length,
-            paired=paired,
-        )
 
     def _raise_stop(self, reason: str) -> None:
         """Raised at this step and, if the script swallows it, at every step after."""
@@ -368,6 +372,7 @@ class Session:
         """Remove every hook, finish the trace, and say what the run came to. Can be called again."""
         if self._summary is not None:
             return self._summary
+        self.settle()
         self._joinpoints.remove()
         self._probe.close()
         if self.live is not None and self.live.running:

@@ -18,6 +18,7 @@ from steadygrad.diagnose.casefile import CaseFile, optimizer_facts
 from steadygrad.diagnose.trial import KEPT, TrialReport
 from steadygrad.locating.live import LiveLocator
 from steadygrad.probe.joinpoints import JoinPoints
+from steadygrad.probe.loss import without_sync
 from steadygrad.probe.probe import Probe
 from steadygrad.records import Finding, StepStats
 from steadygrad.repair.effects.change import Change
@@ -174,7 +175,7 @@ class Trial:
     @_guarded(None)
     def graph(self, roots: Sequence[Tensor], values: Sequence[Tensor]) -> None:
         if self._locates:
-            self._locator.before_backward(roots, values, self.steps)
+            self._locator.before_backward(roots, without_sync(values), self.steps)
         self._probe.saw_graph(roots)
         self._change.backward(roots, values)
 

@@ -46,12 +46,12 @@ class LiveLocator:
         """Whether every operation is being watched: whatever is not the user's has to be kept out of sight."""
         return self._locator is not None
 
-    def before_backward(self, roots: Sequence[Tensor], values: Sequence[Tensor], step: int) -> None:
+    def before_backward(self, roots: Sequence[Tensor], values: Sequence[float] | None, step: int) -> None:
         """A backward pass is about to begin.
 
         Args:
             roots: with their graph.
-            values: what they are worth; on another device they are not looked at, for that would cost a sync.
+            values: what they are worth; None where they lie on another device, for to look would cost a sync.
             step: number of the coming step.
         """
         self._batches += 1
@@ -60,14 +60,13 @@ class LiveLocator:
         if self._suspect is not None and self._locator is not None:
             self._tell_line(roots)
             return
-        if self._poisoned:
+        if self._poisoned or self._suspect is not None:
             return
-        bad = any(v.device.type == "cpu" and not math.isfinite(float(v)) for v in values)
-        if bad and self._suspect is None:
+        if values is not None and not all(map(math.isfinite, values)):
             self._suspect = autopsy(roots)
             if self._suspect is not None:
                 self._struck = step
-                nan = any(math.isnan(float(v)) for v in values)
+                nan = any(map(math.isnan, values))
                 self.found = _first(self._suspect, step, self._batches - 1, "nan" if nan else "inf")
 
     def before_step(self) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -148,25 +148,12 @@ class ActivationSampler:
         self._made.clear()
         self._measured.clear()
 
-    @torch.no_grad()
     def take(self) -> tuple[ActivationStats, ...]:
         """What was seen since the last time, modules in the order of their first call. Clears it."""
         self._made.clear()
         self._measured.clear()
-        if not self._seen:
-            return ()
-        seen = {path: totals for path, totals in self._seen.items() if totals.count}
-        self._seen = {}
-        sums: dict[torch.device, list[tuple[str, str, Tensor]]] = {}
-        for path, totals in seen.items():
-            for kind, tensor in totals.on_device().items():
-                sums.setdefault(tensor.device, []).append((path, kind, tensor.to(wide(tensor.device))))
-        numbers: dict[str, dict[str, float]] = {path: {} for path in seen}
-        for entries in sums.values():
-            values = torch.stack([tensor for _, _, tensor in entries]).tolist()  # host sync
-            for (path, kind, _), value in zip(entries, values, strict=True):
-                numbers[path][kind] = value
-        return tuple(totals.stats(path, numbers[path]) for path, totals in seen.items())
+        seen, self._seen = {path: totals for path, totals in self._seen.items() if totals.count}, {}
+        return _read_totals(seen) if seen else ()
 
     # ------------------------------------------------------------------ called by the hooks
     def _saw(self, path: str, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
@@ -244,6 +231,21 @@ class ActivationSampler:
     def _note(self, text: str) -> None:
         if text not in self.notes:
             self.notes.append(text)
+
+
+@torch.no_grad()
+def _read_totals(seen: Mapping[str, Totals]) -> tuple[ActivationStats, ...]:
+    """The record of each module, by its path. One copy to the host."""
+    sums: dict[torch.device, list[tuple[str, str, Tensor]]] = {}
+    for path, totals in seen.items():
+        for kind, tensor in totals.on_device().items():
+            sums.setdefault(tensor.device, []).append((path, kind, tensor.to(wide(tensor.device))))
+    numbers: dict[str, dict[str, float]] = {path: {} for path in seen}
+    for entries in sums.values():
+        values = torch.stack([tensor for _, _, tensor in entries]).tolist()  # host sync
+        for (path, kind, _), value in zip(entries, values, strict=True):
+            numbers[path][kind] = value
+    return tuple(totals.stats(path, numbers[path]) for path, totals in seen.items())
 
 
 def _computes(module: nn.Module) -> bool:

@@ -27,6 +27,11 @@ class _Idle:
     looks: int = 0
     never: set[int] = field(default_factory=set)  # positions of parameters that no gradient has reached
 
+    @property
+    def settled(self) -> bool:
+        """Whether nothing is to be learnt from a step in which every rate is above 0."""
+        return self.had_rate and not self.without_rate and self.looks >= CERTAIN
+
 
 class IdleSteps:
     """Looks at the learning rates of every step, and at which gradients there are in the first steps.
@@ -48,7 +53,7 @@ class IdleSteps:
         infos: Sequence[ParamInfo],
         norms: np.ndarray,
         passes: int,
-    ) -> list[Oddity]:
+    ) -> Sequence[Oddity]:
         """The gradients of a step are there.
 
         Args:
@@ -58,8 +63,13 @@ class IdleSteps:
             norms: of their gradients; nan where there is none.
             passes: backward passes since its last step.
         """
-        idle = self._optimizers.setdefault(optimizer, _Idle())
-        moving = _has_rate(optimizer)
+        idle = self._optimizers.get(optimizer)
+        if idle is None:
+            idle = self._optimizers[optimizer] = _Idle()
+        rates = _rates(optimizer)
+        if idle.settled and rates and all(rate >= NO_RATE for rate in rates):
+            return ()
+        moving = _has_rate(optimizer, rates)
         found = []
         if moving is not None:
             found.append(self._rate(optimizer, idle, moving))
@@ -110,10 +120,17 @@ class IdleSteps:
         )
 
 
-def _has_rate(optimizer: Optimizer) -> bool | None:
+def _rates(optimizer: Optimizer) -> list[float]:
+    """The size of the rate of each group; empty if one has none."""
+    if any(group.get("lr") is None for group in optimizer.param_groups):
+        return []
+    return [abs(float(rate)) for rate in effective_lr(optimizer)]
+
+
+def _has_rate(optimizer: Optimizer, rates: Sequence[float]) -> bool | None:
     """Whether any group with gradients has a rate; None if rates are not given, or there is no gradient."""
-    groups = [i for i, g in enumerate(optimizer.param_groups) if any(p.grad is not None for p in g["params"])]
-    if not groups or any(g.get("lr") is None for g in optimizer.param_groups):
-        return None
-    rates = effective_lr(optimizer)
-    return any(abs(float(rates[i])) >= NO_RATE for i in groups)
+    of_groups = zip(optimizer.param_groups, rates, strict=False)
+    moving = [
+        rate >= NO_RATE for group, rate in of_groups if any(p.grad is not None for p in group["params"])
+    ]
+    return any(moving) if moving else None

@@ -62,7 +62,7 @@ class JoinPoints:
         self.listener = listener
         self.everything = False
         self.attached: weakref.WeakKeyDictionary[Any, None] = weakref.WeakKeyDictionary()  # in order
-        self.steps: weakref.WeakKeyDictionary[Optimizer, int] = weakref.WeakKeyDictionary()
+        self.steps = 0  # that have begun, of all its optimizers
         self._thread: int | None = None
         self.inside = False  # a step within a step (Lookahead) belongs to the outer one
         self._muted = False
@@ -70,9 +70,8 @@ class JoinPoints:
     @property
     def here(self) -> bool:
         """Whether this is the process that installed us, and no other thread trains."""
-        if in_forked_child() or self._muted:
-            return False
-        return self._thread is None or self._thread == threading.get_ident()
+        mine = self._thread is None or self._thread == threading.get_ident()
+        return mine and not self._muted and not in_forked_child()
 
     def install(self, *, all_optimizers: bool) -> None:
         """Begin to listen.
@@ -147,16 +146,12 @@ class JoinPoints:
                 owner.attach(optimizer)
 
     # ------------------------------------------------------------------ the step
-    def count(self, optimizer: Optimizer) -> None:
-        """A step of this optimizer begins."""
-        self.steps[optimizer] = self.steps.get(optimizer, 0) + 1
-
     def step(
         self, optimizer: Optimizer, call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
         """The user calls ``step``: tell of it, and ``call`` the original with the arguments unless it is refused."""
         self._thread = threading.get_ident()
-        self.count(optimizer)
+        self.steps += 1
         if overflowed(optimizer):
             # A fused optimizer under a GradScaler: it is called on overflow too, and skips by itself.
             self.listener.amp_skipped(optimizer, None)
@@ -191,7 +186,7 @@ class JoinPoints:
         Unless it was a GradScaler that has made it so: then this is its own skip, as in ``scaler.step``.
         """
         self._thread = threading.get_ident()
-        self.count(optimizer)
+        self.steps += 1
         scaler = scaler_at_fault(optimizer)
         if scaler is not None or overflowed(optimizer):
             self.listener.amp_skipped(optimizer, scaler)

@@ -41,7 +41,6 @@ class _Round:
     passes: int = 0  # backward passes since
     rounds: int = 0
     in_a_row: int = 0
-    done: bool = False
 
 
 class KeptGradients:
@@ -55,25 +54,26 @@ class KeptGradients:
 
     def __init__(self) -> None:
         self._rounds: weakref.WeakKeyDictionary[Optimizer, _Round] = weakref.WeakKeyDictionary()
+        self._done: weakref.WeakSet[Optimizer] = weakref.WeakSet()  # followed no more
 
     def backward(self) -> None:
         """A backward pass begins, outside of any step."""
+        if not self._rounds:
+            return
         for now in self._rounds.values():
-            if now.done:
-                continue
             now.passes += 1
             now.witnesses = [w for w in now.witnesses if _nonzero(w.kept())]
 
     def before_step(self, optimizer: Optimizer) -> Oddity | None:
         now = self._rounds.get(optimizer)
-        if now is None or now.done or not now.passes or not now.followed:
+        if now is None or not now.passes or not now.followed:
             return None
         kept = [w.name for w in now.witnesses if w.kept() is not None]
         now.rounds += 1
         now.in_a_row = now.in_a_row + 1 if kept else 0
-        now.done = (
-            now.in_a_row >= CERTAIN or now.rounds >= MOST or (not now.in_a_row and now.rounds >= CLEARED)
-        )
+        if now.in_a_row >= CERTAIN or now.rounds >= MOST or (not now.in_a_row and now.rounds >= CLEARED):
+            del self._rounds[optimizer]
+            self._done.add(optimizer)
         if now.in_a_row < CERTAIN:
             return None
         share = len(kept) / now.followed
@@ -86,9 +86,9 @@ class KeptGradients:
         )
 
     def after_step(self, optimizer: Optimizer, infos: Sequence[ParamInfo]) -> None:
-        now = self._rounds.setdefault(optimizer, _Round())
-        if now.done:
+        if optimizer in self._done:
             return
+        now = self._rounds.setdefault(optimizer, _Round())
         named = zip(flat_params(optimizer), infos, strict=False)
         with_grad = [(info.name, p, p.grad) for p, info in named if p.grad is not None]
         chosen = with_grad[:: max(1, -(-len(with_grad) // WITNESSES))]

@@ -61,7 +61,7 @@ class LoopFacts:
         self._passes += 1
         self._kept.backward()
         self._scaler.backward()
-        self._modes.backward(models)
+        self._modes.backward(models, self._passes)
         self._losses.backward(roots)
 
     def clipped(self, params: Sequence[Tensor], max_norm: float) -> None:
@@ -85,15 +85,16 @@ class LoopFacts:
             norms: of their gradients, in the same order; nan where there is none.
             models: the models of the run.
         """
-        passes = self._passes - self._marks.get(optimizer, 0)
+        mark = self._marks.get(optimizer)
         self._marks[optimizer] = self._passes
+        passes = range((mark or 0) + 1, self._passes + 1)
         self._infos = infos
         self._take(
             self._kept.before_step(optimizer),
             self._scaler.before_step(optimizer, tensors),
-            self._modes.before_step(optimizer, tensors, models),
+            self._modes.before_step(tensors, models, passes) if mark is not None else None,
             self._losses.before_step(optimizer),
-            *self._idle.before_step(optimizer, tensors, infos, norms, passes),
+            *self._idle.before_step(optimizer, tensors, infos, norms, len(passes)),
         )
         self._in_step = True
 

@@ -43,3 +43,10 @@ class LossKeeper:
         first, *others = self._roots
         loss = sum((root.double() for root in others), first.double()) if others else first
         return float(loss), self._passes  # host sync
+
+
+def without_sync(values: Sequence[Tensor]) -> list[float] | None:
+    """What 0-D values are worth; None where one lies on another device, for to look would be a host sync."""
+    return (
+        None if any([value.device.type != "cpu" for value in values]) else [value.item() for value in values]
+    )

@@ -2,27 +2,16 @@
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.dropout import _DropoutNd
-from torch.optim import Optimizer
 
 from steadygrad.probe.names import class_name
 from steadygrad.records import Oddity
 
 CERTAIN = 3  # steps in a row
-
-
-@dataclass
-class _Seen:
-    """Of one optimizer, since its last step."""
-
-    passes: int = 0
-    training: set[int] = field(default_factory=set)  # ids of the models that were in training mode
 
 
 class EvalMode:
@@ -35,36 +24,33 @@ class EvalMode:
     """
 
     def __init__(self) -> None:
-        self._seen: weakref.WeakKeyDictionary[Optimizer, _Seen] = weakref.WeakKeyDictionary()
+        self._last: dict[
+            int, int
+        ] = {}  # id of a model -> number of the last pass that saw it in training mode
         self._in_a_row: dict[int, int] = {}
-        self._trained_before: set[int] = set()
         self._judged: set[int] = set()
 
-    def backward(self, models: Sequence[nn.Module]) -> None:
-        training = {id(model) for model in models if model.training}
-        self._trained_before |= training
-        for seen in self._seen.values():
-            seen.passes += 1
-            seen.training |= training
+    def backward(self, models: Sequence[nn.Module], number: int) -> None:
+        """The ``number``-th backward pass of the run begins."""
+        for model in models:
+            if model.training:
+                self._last[id(model)] = number
 
     def before_step(
-        self, optimizer: Optimizer, tensors: Sequence[Tensor], models: Sequence[nn.Module]
+        self, tensors: Sequence[Tensor], models: Sequence[nn.Module], passes: range
     ) -> Oddity | None:
-        seen = self._seen.setdefault(optimizer, _Seen())
+        """A step on these parameters is about to be taken; ``passes``: numbers of those since the one before it."""
         found = None
-        if seen.passes:
-            for model in models:
-                if id(model) not in self._judged and (odd := self._count(model, seen, tensors)):
-                    found = odd
-        seen.passes = 0
-        seen.training.clear()
+        for model in models if passes else ():
+            key = id(model)
+            if self._last.get(key, 0) >= passes.start:
+                self._in_a_row[key] = 0
+            elif key not in self._judged and (odd := self._count(model, tensors)):
+                found = odd
         return found
 
-    def _count(self, model: nn.Module, seen: _Seen, tensors: Sequence[Tensor]) -> Oddity | None:
+    def _count(self, model: nn.Module, tensors: Sequence[Tensor]) -> Oddity | None:
         key = id(model)
-        if key in seen.training:
-            self._in_a_row[key] = 0
-            return None
         trained = {id(p) for p in tensors if p.requires_grad and p.grad is not None}
         if self._in_a_row.get(key, 0) == 0 and not any(id(p) in trained for p in model.parameters()):
             return None
@@ -76,16 +62,12 @@ class EvalMode:
         if not layers or any(layer.training for layer in layers):
             return None
         kinds = sorted({class_name(layer) for layer in layers})
-        since = (
-            "since it was evaluated (model.train() is missing)"
-            if key in self._trained_before
-            else "from the start"
-        )
+        since = "since it was evaluated (model.train() is missing)" if key in self._last else "from the start"
         return Oddity(
             "eval_mode",
             class_name(model),
             f"{class_name(model)} is trained in evaluation mode {since}: {', '.join(kinds)} do not act as in training",
-            {"layers": float(len(layers)), "after_training": float(key in self._trained_before)},
+            {"layers": float(len(layers)), "after_training": float(key in self._last)},
         )
 
 

@@ -16,7 +16,6 @@ MISSING = float("nan")
 PLAIN = frozenset({torch.float32, torch.float64, torch.bfloat16, torch.float16})
 
 
-@torch.no_grad()
 def gradient_norms(grads: Sequence[Tensor | None], scale: float = 1.0) -> np.ndarray:
     """L2 norm of each gradient, taken in float32 (float64 for float64), as float64 on the host.
 
@@ -69,21 +68,30 @@ def plain_values(tensor: Tensor) -> Tensor:
 
 
 def _alike(grads: Sequence[Tensor]) -> bool:
-    """Whether these are plain dense real tensors of one device and one dtype: then nothing has to be sorted."""
-    return (
-        set(map(type, grads)) == {Tensor}
-        and grads[0].dtype in PLAIN
-        and len({grad.dtype for grad in grads}) == 1
-        and len({grad.device for grad in grads}) == 1
-        and {grad.layout for grad in grads} == {torch.strided}
-        and not grads[0].is_meta
-    )
+    """Whether these are plain dense real tensors of one device and dtype, without a graph: nothing to be sorted."""
+    if not grads:
+        return False
+    dtype, device = grads[0].dtype, grads[0].device
+    if dtype not in PLAIN or grads[0].is_meta:
+        return False
+    for grad in grads:
+        if (
+            type(grad) is not Tensor
+            or grad.dtype is not dtype
+            or grad.layout is not torch.strided
+            or grad.requires_grad
+            or grad.device != device
+        ):
+            return False
+    return True
 
 
 def _norms_on_host(values: list[Tensor]) -> list[float]:
     """Norms of tensors of one device and dtype: one grouped reduction, one copy to the host."""
     accumulate = torch.float64 if values[0].dtype == torch.float64 else torch.float32
-    norms = torch.stack(torch._foreach_norm(values, 2, dtype=accumulate)).tolist()  # host sync
+    found = torch._foreach_norm(values, 2, dtype=accumulate)
+    # Where there is nothing to wait for, a number each is the cheapest way to read them.
+    norms = [norm.item() for norm in found] if values[0].is_cpu else torch.stack(found).tolist()  # host sync
     if math.isfinite(sum(norms)):
         return norms
     return [n if math.isfinite(n) else _norm_in_double(v) for n, v in zip(norms, values, strict=True)]
@@ -94,6 +102,7 @@ def _with_gaps(found: Iterable[float], grads: Sequence[Tensor | None]) -> np.nda
     return np.array([MISSING if grad is None else next(norms) for grad in grads])
 
 
+@torch.no_grad()
 def _norms_of_any(grads: Sequence[Tensor | None]) -> np.ndarray:
     """Norms of tensors of any kinds: grouped by device and dtype, those of shards summed over the ranks."""
     norms = np.full(len(grads), MISSING)

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import functools
 import gc
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import chain, repeat
 from typing import Any
 
 import torch
@@ -83,33 +84,30 @@ def _seen_backward(original: Any) -> Any:
         if told:
             if not isinstance(tensors, Tensor):
                 tensors = tuple(tensors)
-            differentiated = (
-                [tensors] if isinstance(tensors, Tensor) else [t for t in tensors if isinstance(t, Tensor)]
-            )
-            roots = _root_values(tensors, grad_tensors)
+            if grad_tensors is not None and not isinstance(grad_tensors, Tensor):
+                grad_tensors = tuple(grad_tensors)
+            given = (tensors,) if isinstance(tensors, Tensor) else tensors
+            roots = [root for root in given if isinstance(root, Tensor)]
+            values = _root_values(given, grad_tensors)
             for joinpoints in told:
-                joinpoints.listener.backward(roots)
-                joinpoints.listener.graph(differentiated, roots)
+                joinpoints.listener.backward(values)
+                joinpoints.listener.graph(roots, values)
         original(tensors, grad_tensors, *args, **kwargs)
 
     return backward
 
 
-@torch.no_grad()
-def _root_values(tensors: Any, grad_tensors: Any) -> list[Tensor]:
+def _root_values(roots: Sequence[Any], grad_tensors: Any) -> list[Tensor]:
     """What is differentiated, as 0-D values: the root itself, or its product with the given gradient, summed."""
-    roots = [tensors] if isinstance(tensors, Tensor) else list(tensors)
-    weights = (
-        [grad_tensors] if grad_tensors is None or isinstance(grad_tensors, Tensor) else list(grad_tensors)
-    )
-    weights += [None] * (len(roots) - len(weights))
+    one = grad_tensors is None or isinstance(grad_tensors, Tensor)
+    weights = (grad_tensors,) if one else grad_tensors
     values = []
-    for root, weight in zip(roots, weights, strict=False):
+    for root, weight in zip(roots, chain(weights, repeat(None)), strict=False):
         if not isinstance(root, Tensor) or not root.is_floating_point():
             continue
-        root = getattr(root, "_steadygrad_unscaled", root.detach())
+        root = getattr(root, "_steadygrad_unscaled", root).detach()
         if root.numel() == 1:
-            values.append(root.reshape(()))
+            values.append(root.reshape(()) if root.dim() else root)
         elif isinstance(weight, Tensor) and weight.shape == root.shape:
             values.append((root * weight.detach()).sum())
     return values
@@ -138,9 +136,9 @@ def _seen_scaler_step(original: Any) -> Any:
         owner = owners.get(inner) if isinstance(inner, Optimizer) else None
         if owner is None or not owner.here:
             return original(self, optimizer, *args, **kwargs)
-        before = owner.steps.get(inner, 0)
+        before = owner.steps
         out = original(self, optimizer, *args, **kwargs)
-        if owner.steps.get(inner, 0) == before:
+        if owner.steps == before:
             owner.listener.amp_skipped(inner, self)
         return out
 

@@ -6,6 +6,7 @@ import time
 import weakref
 from collections.abc import Sequence
 from dataclasses import replace
+from operator import is_
 from typing import Any
 
 import numpy as np
@@ -37,6 +38,7 @@ class _Watched:
         self.index = index
         self.step = 0
         self.infos: list[ParamInfo] = []
+        self.numbers: list[int] = []  # of its parameters in the tables of the trace
         self.tensors: list[Tensor] = []
         self.rotation = Rotation(tier.rotation, tier.state_turns)
         self.raw: dict[int, float] = {}  # id of a parameter -> norm of its gradient before the user's clip
@@ -128,13 +130,7 @@ class Probe:
     # ------------------------------------------------------------------ the step
     def optimizer_index(self, optimizer: Optimizer) -> int:
         """Number of this optimizer in the run; on first sight its parameters are named."""
-        watched = self._watched.get(optimizer)
-        if watched is None:
-            watched = _Watched(optimizer, len(self._order), self._tier)
-            self._watched[optimizer] = watched
-            self._order.append(watched)
-            self._name(watched, optimizer)
-        return watched.index
+        return self._of(optimizer).index
 
     def look_around(self, optimizers: Sequence[Optimizer]) -> None:
         """Find the models that these optimizers train. Models that were given stay as they are."""
@@ -154,7 +150,7 @@ class Probe:
 
     def before(self, optimizer: Optimizer) -> StepStats:
         """Read the gradients of the coming step. One small copy to the host."""
-        watched = self._order[self.optimizer_index(optimizer)]
+        watched = self._of(optimizer)
         self._name(watched, optimizer)
         scale = getattr(optimizer, "grad_scale", None)
         factor = float(scale) if scale is not None else 1.0  # host sync
@@ -168,13 +164,14 @@ class Probe:
             self._following += (odd,) if odd is not None else ()
         loss, passes = self._loss.read()
         self._loss.in_step = True
-        watched.rotation.before(optimizer, watched.tensors, 0, watched.step, factor)
+        watched.rotation.before(optimizer, watched.tensors, watched.numbers, watched.step, factor)
+        grad_norm = total_norm(raw)
         return StepStats(
             step=watched.step,
             optimizer=watched.index,
             loss=loss,
-            grad_norm=total_norm(raw),
-            clipped_grad_norm=total_norm(applied),
+            grad_norm=grad_norm,
+            clipped_grad_norm=grad_norm if applied is raw else total_norm(applied),
             grad_norms=raw,
             lr=float(effective_lr(optimizer)[0]) if "lr" in optimizer.param_groups[0] else NAN,
             params=watched.infos,
@@ -194,23 +191,15 @@ class Probe:
         watched.amp_skips = 0
         self._loss.in_step = False
         self._loop.after_step(optimizer)
-        tensors = tuple(
-            replace(t, param=watched.infos[t.param].index) for t in watched.rotation.after(optimizer, applied)
-        )
+        tensors = watched.rotation.after(optimizer, applied)
         activations: tuple = ()
         if watched.index == 0:
             if self._sampler is not None:
                 activations = self._sampler.take()
                 self._sampler.disarm()
             self._arm_for(watched.step)
-        return replace(
-            stats,
-            applied=applied,
-            tensors=tensors,
-            activations=activations,
-            seconds=seconds,
-            portrait=self._with_oddities(stats.step, stats.portrait),
-        )
+        portrait = self._with_oddities(stats.step, stats.portrait)
+        return stats.with_outcome(applied, tensors, activations, seconds, portrait)
 
     def step_raised(self) -> None:
         """The user's step raised: nothing of it is recorded."""
@@ -245,12 +234,20 @@ class Probe:
         self._portraits.forget()
 
     # ------------------------------------------------------------------ inside
+    def _of(self, optimizer: Optimizer) -> _Watched:
+        """What is kept of this optimizer; on first sight its parameters are named."""
+        watched = self._watched.get(optimizer)
+        if watched is None:
+            watched = _Watched(optimizer, len(self._order), self._tier)
+            self._watched[optimizer] = watched
+            self._order.append(watched)
+            self._name(watched, optimizer)
+        return watched
+
     def _name(self, watched: _Watched, optimizer: Optimizer) -> None:
         """Name the parameters of an optimizer; again when groups or parameters were added."""
         tensors = flat_params(optimizer)
-        if len(tensors) == len(watched.tensors) and all(
-            a is b for a, b in zip(tensors, watched.tensors, strict=True)
-        ):
+        if len(tensors) == len(watched.tensors) and all(map(is_, tensors, watched.tensors)):
             return
         if watched.tensors and not self._given:  # parameters were added on the way
             self.look_around(self._alive())
@@ -263,6 +260,7 @@ class Probe:
                 self.params.append(known[id(p)])
             infos.append(known[id(p)])
         watched.tensors, watched.infos = tensors, infos
+        watched.numbers = [info.index for info in infos]
 
     def _alive(self) -> list[Optimizer]:
         return [o for o in (w.optimizer() for w in self._order) if o is not None]

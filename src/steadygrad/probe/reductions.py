@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -54,11 +54,14 @@ class Readings:
         """kind -> key -> number. A kind that nothing was added for is empty."""
         numbers = defaultdict(dict, self._known)
         for device, groups in self._waiting.items():
-            wide = torch.float32 if device.type == "mps" else torch.float64
-            stacked = [torch.stack(tensors).to(wide) for _, tensors in groups.values()]
-            values = torch.cat(stacked).tolist()  # host sync
-            for (kind, key), value in zip(
-                (name for names, _ in groups.values() for name in names), values, strict=True
-            ):
+            names = [name for known, _ in groups.values() for name in known]
+            for (kind, key), value in zip(names, _read(device, groups.values()), strict=True):
                 numbers[kind][key] = value
         return numbers
+
+
+def _read(device: torch.device, groups: Iterable[tuple[Any, list[Tensor]]]) -> list[float]:
+    if device.type == "cpu":  # nothing to wait for: a number each is the cheapest way to read them
+        return [tensor.item() for _, tensors in groups for tensor in tensors]
+    wide = torch.float32 if device.type == "mps" else torch.float64
+    return torch.cat([torch.stack(tensors).to(wide) for _, tensors in groups]).tolist()  # host sync

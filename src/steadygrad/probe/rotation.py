@@ -35,7 +35,7 @@ class _Open:
 
     pieces: list[Piece]
     params: list[Tensor]  # one per piece
-    first_index: int
+    numbers: Sequence[int]
     turn: int
     grad_scale: float
     most: int  # elements of each piece for the mean of g^2 / v
@@ -85,7 +85,7 @@ class Rotation:
         >>> optimizer = torch.optim.SGD([w], lr=0.5)
         >>> w.grad = torch.ones(4)
         >>> rotation = Rotation(num_parts=1)
-        >>> rotation.before(optimizer, [w], first_index=0, step=0)
+        >>> rotation.before(optimizer, [w], numbers=[0], step=0)
         >>> _ = optimizer.step()
         >>> [(s.grad_max_abs, s.weight_norm, s.update_ratio) for s in rotation.after(optimizer, applied=True)]
         [(1.0, 4.0, 0.25)]
@@ -100,12 +100,11 @@ class Rotation:
         self._plans: WeakKeyDictionary[Optimizer, Plan] = WeakKeyDictionary()
         self._open: WeakKeyDictionary[Optimizer, _Open] = WeakKeyDictionary()
 
-    @torch.no_grad()
     def before(
         self,
         optimizer: Optimizer,
         params: Sequence[Tensor],
-        first_index: int,
+        numbers: Sequence[int],
         step: int,
         grad_scale: float = 1.0,
     ) -> None:
@@ -113,8 +112,8 @@ class Rotation:
 
         Args:
             optimizer: about to step.
-            params: its parameters; ``TensorStats.param`` is the position in here plus ``first_index``.
-            first_index: see above.
+            params: its parameters.
+            numbers: ``TensorStats.param`` of each.
             step: number of the step, which decides the part.
             grad_scale: the gradients are too large by this factor, and the optimizer will divide them itself.
         """
@@ -123,15 +122,38 @@ class Rotation:
         plan = self._plans.get(optimizer)
         if plan is None or not plan.fits(params, part):
             plan = self._new_plan(optimizer, params)
-        if not plan.parts[part]:
-            return
-        pieces = plan.parts[part]
+        if plan.parts[part]:
+            self._look(optimizer, params, plan.parts[part], numbers, turn, part, grad_scale)
+
+    def after(self, optimizer: Optimizer, applied: bool) -> tuple[TensorStats, ...]:
+        """The numbers of this step's part, with one copy to the host. Empty without a :meth:`before`.
+
+        Args:
+            optimizer: has just stepped, or was kept from it.
+            applied: whether the step was taken; if not, ``update_ratio`` and ``adam_rms`` are nan.
+        """
+        seen = self._open.pop(optimizer, None)
+        return () if seen is None else self._compare(optimizer, seen, applied)
+
+    # Autograd is switched off only where there is something to read: in a small model most parts hold nothing.
+    @torch.no_grad()
+    def _look(
+        self,
+        optimizer: Optimizer,
+        params: Sequence[Tensor],
+        pieces: list[Piece],
+        numbers: Sequence[int],
+        turn: int,
+        part: int,
+        grad_scale: float,
+    ) -> None:
+        """The first half of a look at these pieces, before the step."""
         weights = [piece.read(params[piece.position]) for piece in pieces]
         if any(weight is None for weight in weights):  # moved, reshaped or cast in place
             pieces = self._new_plan(optimizer, params).parts[part]
             weights = [piece.read(params[piece.position]) for piece in pieces]
         mine, most = [params[piece.position] for piece in pieces], max(LEAST, SAMPLE // max(1, len(pieces)))
-        seen = self._open[optimizer] = _Open(list(pieces), mine, first_index, turn, grad_scale, most)
+        seen = self._open[optimizer] = _Open(list(pieces), mine, numbers, turn, grad_scale, most)
         present = {i: weight for i, weight in enumerate(weights) if weight is not None}
         seen.read.add_norms("weight", present)  # brings the weights near: the copy comes after it
         copy_grouped_([pieces[i].old for i in present], list(present.values()))
@@ -143,16 +165,8 @@ class Rotation:
                 seen.grads[i] = few if grad_scale == 1.0 else few.to(piece.old.dtype) / grad_scale
 
     @torch.no_grad()
-    def after(self, optimizer: Optimizer, applied: bool) -> tuple[TensorStats, ...]:
-        """The numbers of this step's part, with one copy to the host. Empty without a :meth:`before`.
-
-        Args:
-            optimizer: has just stepped, or was kept from it.
-            applied: whether the step was taken; if not, ``update_ratio`` and ``adam_rms`` are nan.
-        """
-        seen = self._open.pop(optimizer, None)
-        if seen is None:
-            return ()
+    def _compare(self, optimizer: Optimizer, seen: _Open, applied: bool) -> tuple[TensorStats, ...]:
+        """The second half, after the step."""
         pieces, read = seen.pieces, seen.read
         weights = [piece.read(param) for piece, param in zip(pieces, seen.params, strict=True)]
         states = [_state_of(optimizer, param) for param in seen.params]
@@ -231,7 +245,7 @@ def _stats(
     if moment is not None and math.isfinite(largest):
         rms = adam_rms(numbers["ratio"][i], numbers["count"][i], moment.decay, numbers["step"][i])
     return TensorStats(
-        param=seen.first_index + piece.position,
+        param=seen.numbers[piece.position],
         grad_max_abs=largest,
         weight_norm=norm * piece.growth,
         update_ratio=update / norm if norm > 0 else NAN,

@@ -83,7 +83,9 @@ class ScalerUse:
         return None
 
     def before_step(self, optimizer: Optimizer, tensors: Sequence[Tensor]) -> Oddity | None:
-        use = self._uses.setdefault(optimizer, _Use())
+        use = self._uses.get(optimizer)
+        if use is None:
+            use = self._uses[optimizer] = _Use()
         scaler = self._alive()
         if use.done or scaler is None:
             return None

@@ -27,7 +27,7 @@ class _Outside:
         owner = at_step(optimizer)
         if owner is None:
             return True
-        owner.count(optimizer)
+        owner.steps += 1
         applied = owner.listener.before_step(optimizer)
         if not applied:
             owner.listener.after_step(optimizer, False)
