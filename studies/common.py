@@ -1,21 +1,16 @@
-"""What the studies share: the digits data, and where results go."""
+"""What the studies share: the digits data, and runs in several processes."""
 
 from __future__ import annotations
 
-import json
 import os
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from functools import lru_cache
 from multiprocessing import get_context
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-
-from benchmarks.common import environment
 
 CLASSES = 10
 
@@ -50,14 +45,8 @@ def batches(num: int, size: int, seed: int) -> Iterator[Tensor]:
         yield from order[: num - num % size].view(-1, size)
 
 
-def save(folder: Path, result: dict[str, Any]) -> None:
-    """Write ``results.json`` with the environment beside the numbers."""
-    (folder / "results.json").write_text(
-        json.dumps({"environment": environment(), **result}, indent=1) + "\n"
-    )
-
-
-def _one_thread() -> None:
+def one_thread() -> None:
+    """So that a busy machine does not change the time a run takes."""
     torch.set_num_threads(1)
 
 
@@ -65,11 +54,8 @@ def in_processes(
     work: Callable[[Any], Any], jobs: Sequence[Any], processes: int | None = None
 ) -> Iterable[tuple[Any, Any]]:
     """Each job with what ``work`` made of it, as they end; one thread a process."""
-    started = time.monotonic()
     workers = processes or os.cpu_count() or 1
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_one_thread) as pool:
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=one_thread) as pool:
         running = {pool.submit(work, job): job for job in jobs}
-        for i, done in enumerate(as_completed(running), 1):
+        for done in as_completed(running):
             yield running[done], done.result()
-            print(f"\r{i} of {len(jobs)}, {time.monotonic() - started:.0f} s", end="", flush=True)
-    print()

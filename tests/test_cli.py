@@ -41,7 +41,7 @@ def test_help_names_no_command_that_does_not_exist(here):
     assert [
         w for w in ("run", "check", "diagnose", "repair", "explain", "report", "demo") if w not in text
     ] == []
-    assert [w for w in ("dashboard", "study") if w in text] == []
+    assert [w for w in ("dashboard",) if w in text] == []
 
 
 def test_nothing_typed_shows_the_help(here):

@@ -39,6 +39,7 @@ FLOORS = {
     "site_hook": 9,
     "demo": 9,
     "running": 9,
+    "studying": 9,
     "checking": 9,
     "mending": 9,
     "cli_words": 9,

@@ -386,6 +386,38 @@ def explain(
     return functools.partial(print, knowledge.plain(page, shutil.get_terminal_size().columns), end="")
 
 
+@app.command()
+def study(
+    name: Annotated[
+        str | None,
+        typer.Argument(metavar="NAME", help="Of a study. Without it: all of them.", show_default=False),
+    ] = None,
+    smoke: Annotated[
+        bool, typer.Option("--smoke", help="Run it for seconds, to see that it works; nothing is judged.")
+    ] = False,
+    jobs: Annotated[int, typer.Option(metavar="N", min=1, help="Runs at once.")] = 1,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Run only what the saved results lack; draw the picture again.")
+    ] = False,
+    json: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Write the values as JSON; - for standard output.")
+    ] = None,
+) -> Job:
+    """Run a claim of the literature again: the paper's numbers, ours, and pass or fail. Exit code 1 if it fails."""
+    from steadygrad import studying
+
+    try:
+        folder = studying.chosen(name)
+        if name is None:
+            return functools.partial(studying.list_studies, folder, _json_path(json))
+        chosen = studying.load(folder, name)
+    except studying.NoStudy as error:
+        raise BadInput(str(error)) from None
+    return functools.partial(
+        studying.run_study, chosen, _json_path(json), smoke=smoke, jobs=jobs, resume=resume
+    )
+
+
 def main(args: Sequence[str] | None = None) -> int | None:
     """The ``steadygrad`` command. Returns its exit code; bad input is 2, with one line on stderr."""
     try:

@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 from studies.combinations.effects import Effects
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
-def draw(effects: Mapping[str, Effects], names: Sequence[str], path: Path) -> None:
-    """Effects on survival in percentage points, saved as a picture."""
-    import matplotlib
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
+def draw(effects: Mapping[str, Effects], names: Sequence[str]) -> Figure:
+    """Effects on survival in percentage points."""
+    from matplotlib.figure import Figure
 
     limit = max(abs(e.size) for found in effects.values() for k, e in found.items() if len(k) == 2)
-    figure, axes = plt.subplots(
-        2, len(effects), figsize=(4.2 * len(effects), 7.6), height_ratios=(1, 1.25), layout="constrained"
-    )
+    figure = Figure(figsize=(4.2 * len(effects), 7.6), layout="constrained")
+    axes = figure.subplots(2, len(effects), height_ratios=(1, 1.25))
     for column, (net, found) in enumerate(effects.items()):
         bars, grid = axes[0][column], axes[1][column]
         sizes = [found[(n,)].size for n in names]
@@ -46,5 +45,4 @@ def draw(effects: Mapping[str, Effects], names: Sequence[str], path: Path) -> No
             bars.set_yticklabels([])
             grid.set_yticklabels([])
     figure.colorbar(image, ax=list(axes[1]), shrink=0.8, label="points of survival")
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    return figure

@@ -1,19 +1,12 @@
-"""Which methods help each other? Eight factors at two levels on three nets: survival, loss, effects, interactions.
-
-python -m studies.combinations.run          # a quarter of an hour on two cores; results.json, docs/img/combinations.png
-python -m studies.combinations.run --table  # the table again, from results.json
-"""
+"""Methods against exploding gradients are not additive: some pairs help each other, some make each other needless."""
 
 from __future__ import annotations
 
-import argparse
-import json
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import combinations, islice, product
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -23,13 +16,15 @@ from torch.utils.data import BatchSampler
 from steadygrad.clip import clip_by_global_norm_
 from steadygrad.init import initialise
 from steadygrad.schedule import CurriculumSampler, competence_pacing
+from studies.claim import Run, Study, Value
 from studies.combinations.effects import Effects, effects_of
-from studies.combinations.figure import draw
+from studies.combinations.figure import draw as draw_effects
 from studies.combinations.nets import NETS
-from studies.common import CLASSES, batches, digits, in_processes, save
+from studies.common import CLASSES, batches, digits
 
-HERE = Path(__file__).parent
-IMAGES = HERE.parents[1] / "docs" / "img"
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 STEPS, BATCH, SEEDS = 150, 32, (0, 1, 2)
 CHANCE = math.log(CLASSES)
 FACTORS = {  # name: (what is off or low, what is on or high)
@@ -57,12 +52,6 @@ class Setting(NamedTuple):
     lr: bool
 
 
-class Job(NamedTuple):
-    net: str
-    setting: Setting
-    seed: int
-
-
 def design() -> Iterator[Setting]:
     """A quarter of the 256 settings: a 2^(8-2) design of resolution V.
 
@@ -78,17 +67,17 @@ def design() -> Iterator[Setting]:
         )
 
 
-def train(job: Job) -> dict[str, Any]:
+def measure(seed: int, smoke: bool, net: str, setting: dict[str, bool]) -> Run:
     """One run; the loss on the test digits at its end."""
-    data, chosen = digits(), job.setting
-    torch.manual_seed(job.seed)
-    model = NETS[job.net](chosen.norm, chosen.residual, 0.1 * chosen.dropout)
+    data, chosen = digits(), Setting(**setting)
+    torch.manual_seed(seed)
+    model = NETS[net](chosen.norm, chosen.residual, 0.1 * chosen.dropout)
     if chosen.init:
         initialise(model, data.x[:8])
     optimizer = _optimizer(model, chosen)
     params = list(model.parameters())
     losses: list[float] = []
-    for index in order(chosen.curriculum, job.seed):
+    for index in islice(order(chosen.curriculum, seed), 4 if smoke else STEPS):
         loss = F.cross_entropy(model(data.x[index]), data.y[index])
         optimizer.zero_grad()
         loss.backward()
@@ -144,7 +133,7 @@ def capped(result: dict[str, Any]) -> float:
     return 2 * CHANCE if result["loss"] is None else min(result["loss"], 2 * CHANCE)
 
 
-def analysed(runs: list[dict[str, Any]]) -> dict[str, dict[str, Effects]]:
+def analysed(runs: Sequence[Run]) -> dict[str, dict[str, Effects]]:
     """Effects on survival (percentage points) and on the final loss, for each net."""
     found: dict[str, dict[str, Effects]] = {}
     for net in NETS:
@@ -157,7 +146,7 @@ def analysed(runs: list[dict[str, Any]]) -> dict[str, dict[str, Effects]]:
     return found
 
 
-def table(runs: list[dict[str, Any]], effects: dict[str, dict[str, Effects]]) -> str:
+def table(runs: Sequence[Run], effects: dict[str, dict[str, Effects]]) -> str:
     """The result as Markdown."""
     lines = [
         "| net | runs | survived | median final loss of those | best setting that survived on every seed | its loss |"
@@ -200,14 +189,14 @@ def table(runs: list[dict[str, Any]], effects: dict[str, dict[str, Effects]]) ->
     return "\n".join(lines)
 
 
-def _rate(runs: list[dict[str, Any]], factors: tuple[str, ...], on: tuple[bool, ...]) -> float:
+def _rate(runs: Sequence[Run], factors: tuple[str, ...], on: tuple[bool, ...]) -> float:
     chosen = [
         survived(r) for r in runs if all(r["setting"][f] == o for f, o in zip(factors, on, strict=True))
     ]
     return 100 * sum(chosen) / len(chosen)
 
 
-def _best(runs: list[dict[str, Any]]) -> tuple[dict[str, bool], float]:
+def _best(runs: Sequence[Run]) -> tuple[dict[str, bool], float]:
     same: dict[tuple[bool, ...], list[dict[str, Any]]] = {}
     for r in runs:
         same.setdefault(tuple(r["setting"].values()), []).append(r)
@@ -216,30 +205,41 @@ def _best(runs: list[dict[str, Any]]) -> tuple[dict[str, bool], float]:
     return best[0]["setting"], sum(r["loss"] for r in best) / len(best)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--table", action="store_true", help="print the table of results.json and draw the figure again"
-    )
-    parser.add_argument("--processes", type=int, help="default: one a core")
-    arguments = parser.parse_args()
-    if not arguments.table:
-        jobs = [Job(net, setting, seed) for net in NETS for setting in design() for seed in SEEDS]
-        runs = [
-            {"net": job.net, "seed": job.seed, "setting": job.setting._asdict(), **result}
-            for job, result in in_processes(train, jobs, arguments.processes)
-        ]
-        runs.sort(key=lambda r: (r["net"], tuple(r["setting"].values()), r["seed"]))
-        save(HERE, {"factors": FACTORS, "steps": STEPS, "batch": BATCH, "seeds": SEEDS, "runs": runs})
-    runs = json.loads((HERE / "results.json").read_text())["runs"]
-    effects = analysed(runs)
-    draw(
-        {net: found["survival"] for net, found in effects.items()}, list(FACTORS), IMAGES / "combinations.png"
-    )
-    print(table(runs, effects))
+def draw(runs: Sequence[Run]) -> Figure:
+    """The effects on survival."""
+    return draw_effects({net: found["survival"] for net, found in analysed(runs).items()}, list(FACTORS))
 
 
-if __name__ == "__main__":
-    main()
+def points(net: str, *factors: str) -> Callable[[Sequence[Run]], list[float]]:
+    """For :class:`Value`: the effect of a factor or of a pair on survival, in percentage points."""
+    return lambda runs: [analysed(runs)[net]["survival"][factors].size]
+
+
+STUDY = Study(
+    name="combinations",
+    arms=[{"net": net, "setting": setting._asdict()} for net in NETS for setting in design()],
+    values=[
+        Value("points of survival by skips, MLP", "helps", 20, 100, points("MLP", "residual")),
+        Value("points of survival by clipping, Transformer", "helps", 10, 100, points("Transformer", "clip")),
+        Value(
+            "norm x residual, Transformer",
+            "help each other",
+            5,
+            100,
+            points("Transformer", "norm", "residual"),
+        ),
+        Value(
+            "clip x optimizer, MLP",
+            "one makes the other needless",
+            -100,
+            -5,
+            points("MLP", "clip", "optimizer"),
+        ),
+    ],
+    measure=measure,
+    draw=draw,
+    seeds=SEEDS,
+    smoke_arms=[{"net": net, "setting": next(design())._asdict()} for net in NETS],
+    image="combinations.png",
+    settings={"factors": FACTORS, "steps": STEPS, "batch": BATCH},
+)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 from studies.depth.nets import ROWS
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 Cell = dict[str, Any]
 
@@ -35,7 +38,7 @@ def ratio(cell: Cell) -> str:
     return f"{value:.2g}" if 1e-3 <= value <= 1e3 else f"1e{math.log10(value):+.0f}"
 
 
-def table(cells: list[Cell]) -> str:
+def table(cells: Sequence[Cell]) -> str:
     """Markdown: one table a kind of net, one line an initialisation."""
     found = {(c["net"], c["depth"], c["init"]): c for c in cells}
     lines: list[str] = []
@@ -54,16 +57,14 @@ def table(cells: list[Cell]) -> str:
     return "\n".join(lines).rstrip()
 
 
-def draw(cells: list[Cell], path: Path) -> None:
+def draw(cells: Sequence[Cell]) -> Figure:
     """Ratio against depth, one panel a kind of net; a full dot trained, an open one did not."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
+    from matplotlib.figure import Figure
 
     columns = 3
     rows = math.ceil(len(ROWS) / columns)
-    figure, axes = plt.subplots(rows, columns, figsize=(4.4 * columns, 3.2 * rows), layout="constrained")
+    figure = Figure(figsize=(4.4 * columns, 3.2 * rows), layout="constrained")
+    axes = figure.subplots(rows, columns)
     for axis in axes.flat[len(ROWS) :]:
         axis.axis("off")
     for axis, (net, row) in zip(axes.flat, ROWS.items(), strict=False):
@@ -90,8 +91,7 @@ def draw(cells: list[Cell], path: Path) -> None:
         "log10 of the gradient norm, first over last, at the start (40: overflow or underflow)", fontsize=9
     )
     figure.supxlabel("depth (LSTM: length); a full dot trained on the digits within a minute", fontsize=9)
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    return figure
 
 
 def _drawn(cell: Cell) -> float:

@@ -46,16 +46,15 @@ def test_effects_are_found_again():
 
 
 @pytest.mark.parametrize("net", NETS)
-def test_one_run(net, monkeypatch):
-    monkeypatch.setattr(run, "STEPS", 4)
-    on = run.Setting(True, True, True, True, True, True, True, False)
-    first, second = (run.train(run.Job(net, on, 3)) for _ in range(2))
+def test_one_run(net):
+    on = run.Setting(True, True, True, True, True, True, True, False)._asdict()
+    first, second = (run.measure(3, True, net, on) for _ in range(2))
     assert first == second and first["steps"] == 4 and 0 < first["loss"] < 5
 
 
 def test_a_run_that_blows_up_is_told():
-    bare = run.Setting(False, True, False, False, False, False, False, True)
-    result = run.train(run.Job("MLP", bare._replace(residual=True, init=False), 0))
+    bare = run.Setting(False, False, False, True, False, False, False, True)
+    result = run.measure(0, False, "MLP", bare._asdict())
     assert result["loss"] is None and result["steps"] < 150
     assert not run.survived(result) and run.capped(result) == 2 * run.CHANCE
 
