@@ -431,3 +431,19 @@ def test_an_optimizer_that_is_watched_just_now_is_refused(tmp_path):
     optimizer = SGD(model.parameters(), lr=0.1)
     with sg.watch(model, optimizer, runs=tmp_path), pytest.raises(ValueError, match="watched already"):
         sg.forecast(model, F.cross_entropy, batch(), optimizer)
+
+
+@pytest.mark.parametrize(("depth", "kind"), [(5, nn.Tanh), (5, nn.ReLU), (20, nn.Tanh)])
+def test_without_an_optimizer_a_sound_net_is_not_said_to_fail(depth, kind):
+    torch.manual_seed(0)
+    layers = [m for _ in range(depth) for m in (nn.Linear(64, 64), kind())]
+    model = nn.Sequential(*layers, nn.Linear(64, 10))
+    gain = nn.init.calculate_gain(kind.__name__.lower()) if kind is nn.ReLU else 1.0
+    for layer in model:
+        if isinstance(layer, nn.Linear):
+            nn.init.xavier_normal_(layer.weight, gain)
+            nn.init.zeros_(layer.bias)
+    found = sg.forecast(
+        model, nn.functional.cross_entropy, (torch.randn(128, 64), torch.randint(0, 10, (128,)))
+    )
+    assert not found.will_fail and not found.causes

@@ -29,7 +29,9 @@ class Course:
         self.largest = 0.0  # largest finite |loss|
         self._stride = 1
         self._kept: list[float] = []
-        self._sums: list[tuple[float, int]] = []  # of each kept loss and those left out after it, where finite
+        self._sums: list[
+            tuple[float, int]
+        ] = []  # of each kept loss and those left out after it, where finite
         for loss in losses:
             self.add(loss)
 

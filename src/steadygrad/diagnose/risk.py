@@ -89,7 +89,7 @@ def signs(findings: Iterable[Finding], facts: Facts) -> dict[str, float]:
         out["F106"] = FALLING  # a loss that begins too high and comes down at once
     if cold_post_norm(facts):
         out["post norm"] = RISE_WEIGHT
-    if facts.update_ratio < TINY:
+    if facts.lr > 0 and facts.update_ratio < TINY:  # a rate of 0 is told of by itself, or none was given
         out["update"] = RISE_WEIGHT
     return out | _of_the_rate(facts)
 
