@@ -155,6 +155,7 @@ class Portrait:
     residual: int = 0  # additions of a hidden value and something computed from it
     nodes: int = 0  # size of the graph
     complete: bool = True  # False: cut off, compiled, or recomputed parts were not seen
+    loss: float = NAN  # of its step, per backward; filled in by whoever knows both
 
 
 @dataclass(frozen=True, slots=True)

@@ -146,3 +146,11 @@ def test_what_optimizers_say_of_themselves():
     strange.param_groups[0]["betas"] = (0.9,)
     assert "betas" not in optimizer_facts(strange, [])
     assert optimizer_facts(None, ["RNN"]) == {"module_types": ("RNN",)}
+
+
+def test_a_portrait_has_the_loss_of_its_step_per_backward():
+    run = Run()
+    run.step(stats(0, loss=6.0, num_backwards=2, portrait=Portrait(nodes=1)))
+    run.step(stats(1, loss=None, portrait=Portrait(nodes=2)))
+    facts = run.file.facts()
+    assert facts.portrait.loss == 3.0 and math.isnan(facts.last.loss)

@@ -1,5 +1,6 @@
 """Each kind of verdict, on courses made for it and on those next to it."""
 
+import dataclasses
 import math
 import random
 
@@ -87,6 +88,15 @@ def test_terms_that_are_not_all_of_the_loss_are_judged_by_themselves():
     assert kind(course(31.0, 30.1), portraits(1.0, 0.1)) == "learned"
     assert kind(course(31.0, 30.99), portraits(1.0, 0.99)) == "stuck"
     assert math.isnan(judge(course(31.0, 30.1), portraits(1.0, 0.1)).trivial)
+
+
+def test_a_run_that_learns_after_its_last_portrait_has_learned():
+    losses = Course([1.0] * 120 + [1.0 - 0.9 * i / 20 for i in range(20)] + [0.1] * 10)
+    seen = [dataclasses.replace(p, loss=1.0) for p in portraits(1.0, 1.0)]
+    assert kind(losses, seen) == "learned"
+    assert kind(losses, portraits(1.0, 1.0)) == "stuck"  # the loss of their step is not known
+    other = [dataclasses.replace(p, loss=3.0) for p in portraits(1.0, 1.0)]
+    assert kind(losses, other) == "stuck"  # a penalty may be what has fallen
 
 
 def test_one_learned_term_of_several_will_do():

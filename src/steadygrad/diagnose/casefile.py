@@ -68,15 +68,16 @@ class CaseFile:
                 (a.input_rms for a in stats.activations if not math.isnan(a.input_rms)), NAN
             )
         if stats.portrait is not None and stats.portrait.nodes:
-            self._keep(stats.optimizer, stats.portrait)
-            self._newest = (stats.optimizer, stats.step, stats.portrait)
+            portrait = replace(stats.portrait, loss=NAN if loss is None else loss)
+            self._keep(stats.optimizer, portrait)
+            self._newest = (stats.optimizer, stats.step, portrait)
         if self._incident is not None and self._incident.one_step_only is None:
             self._incident = replace(self._incident, one_step_only=stats.finite and not findings)
         if self._incident is None and any(f.severity == "alarm" for f in findings):
             self._incident = facts_at(stats, history, **optimizer)
-            optimizer_of, step_of, portrait = self._newest or (-1, -1, None)
+            optimizer_of, step_of, newest = self._newest or (-1, -1, None)
             if optimizer_of == stats.optimizer and stats.step - step_of <= NEAR:
-                self._incident = replace(self._incident, at=portrait)
+                self._incident = replace(self._incident, at=newest)
         self._last = (stats, history, optimizer)
 
     def _keep(self, optimizer: int, portrait: Portrait) -> None:

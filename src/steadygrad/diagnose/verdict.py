@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from steadygrad.diagnose.course import Course
-from steadygrad.records import LossTerm, Portrait
+from steadygrad.records import Portrait
 
 Kind = Literal[
     "ok",
@@ -136,7 +136,7 @@ def _progress(course: Course, portraits: Sequence[Portrait]) -> tuple[float, flo
     known = [t for t in last if t.trivial > 0 and not t.target_moves]
     if not known or any(t.target_moves for t in last) or target_growth(with_terms[0], with_terms[-1]) > MOVED:
         return math.nan, math.nan
-    if len(known) == len(last) and _explains(last, course):
+    if len(known) == len(last) and _explains(with_terms[-1], course):
         trivial = sum(t.weight * t.trivial for t in last)
         return 1 - course.end / trivial, trivial
     # The loss holds more than these terms (a penalty, a policy): judge each by itself. One that is learned will do.
@@ -159,11 +159,13 @@ def target_growth(first: Portrait | None, last: Portrait | None) -> float:
     return max((r for r in ratios if not math.isnan(r)), default=1.0)
 
 
-def _explains(terms: Sequence[LossTerm], course: Course) -> bool:
-    """Whether the terms are all of the loss: compared with the losses around the last portrait."""
-    total = sum(t.weight * t.value for t in terms)
+def _explains(portrait: Portrait, course: Course) -> bool:
+    """Whether the terms are all of the loss: compared with the loss of their own step, else with those of the end."""
+    total = sum(t.weight * t.value for t in portrait.terms)
+    margin = max(EXPLAINED * abs(total), 3 * course.spread())
+    if not math.isnan(portrait.loss):
+        return abs(total - portrait.loss) <= margin
     nearby = [x for x in course.tail if math.isfinite(x)]
     if math.isnan(total) or not nearby:
         return False
-    margin = max(EXPLAINED * abs(total), 3 * course.spread(), max(nearby) - min(nearby))
-    return abs(total - course.end) <= margin
+    return abs(total - course.end) <= max(margin, max(nearby) - min(nearby))
