@@ -21,7 +21,10 @@ from steadygrad.repair.search import MIN_STEPS, PAST, SHORT, Found, Search, Trie
 AGAIN = 20  # steps of the second untouched run, which must repeat the first bit for bit
 HALF_BAD = 0.5  # progress over a constant prediction below which a counterfactual may prove a failure
 LIKELY = 0.35  # probability of failure of an idle run, above which the same is tried
-PROOFS = 2  # remedies that may prove it
+PROOFS = 2  # remedies that may prove it, side by side
+NEARLY = (
+    0.25  # progress below which twice as many are asked: of the zoo's runs nearly all such ones have failed
+)
 MOST = 0.8  # of the run: a proof that would be longer is given all of it
 CONFIRMED = 3  # remedies at most that are taken to the other seeds, best first
 SPECIFIC, GENERIC = 3.0, 1.5  # log-odds that a cure adds to the causes that its remedy serves
@@ -153,7 +156,7 @@ class _Mending:
         proof: list[Tried] = []
         if not failing and self._suspicious(twin):
             proof = self._counterfactual(case, twin)
-            failing = any(t.report is not None and trains(t.report) and beats(t.report, twin) for t in proof)
+            failing = _proven(proof, twin)
         if not failing:
             return self._result(twin, (), healthy=True, tried=tuple(proof), deterministic=deterministic)
         self._told("verdict", case)
@@ -236,21 +239,28 @@ class _Mending:
         return verdict.kind == "worse" or verdict.kind == "idle" and twin.outcome.failed > LIKELY
 
     def _counterfactual(self, case: Case, twin: TrialReport) -> list[Tried]:
-        """What could have been: a run that looks half bad has failed only if a likely remedy makes it far better."""
+        """What could have been: a run that looks half bad has failed only if a likely remedy makes it far better.
+
+        The likeliest remedies, each of another kind: two strengths of one change would ask the same twice.
+        """
         likely = sorted(
             self._catalogue(case), key=lambda r: (-max(map(case.probability, r.serves)), r.intrusiveness)
         )
-        arms = [Arm((r,)) for r in likely[:PROOFS]]
-        return [
-            Tried(
-                arm,
-                report,
-                note,
-                True,
-                math.inf if report is None else score(report, twin, arm.intrusiveness),
-            )
-            for arm, (report, note) in zip(arms, self._arms(arms, None), strict=True)
-        ]
+        kinds: dict[frozenset[str], Remedy] = {}
+        for remedy in likely:
+            kinds.setdefault(frozenset(remedy.plan), remedy)
+        arms = [Arm((r,)) for r in kinds.values()]
+        verdict = twin.facts.verdict
+        rounds = 2 if verdict is not None and verdict.progress < NEARLY else 1
+        tried: list[Tried] = []
+        for i in range(rounds):
+            asked = arms[i * PROOFS : (i + 1) * PROOFS]
+            for arm, (report, note) in zip(asked, self._arms(asked, None), strict=True):
+                points = math.inf if report is None else score(report, twin, arm.intrusiveness)
+                tried.append(Tried(arm, report, note, True, points))
+            if _proven(tried, twin):
+                break
+        return tried
 
     # ------------------------------------------------------------------ runs
     def _arms(self, arms: Sequence[Arm], steps: int | None) -> list[tuple[TrialReport | None, str]]:
@@ -352,3 +362,8 @@ class _Mending:
             if t.whole and t.report is not None and len(t.arm.remedies) == 1
         ]  # fmt: skip
         return confirm(case.causes, replace(twin.outcome, failed=1.0), arms)
+
+
+def _proven(tried: Sequence[Tried], twin: TrialReport) -> bool:
+    """Whether one of these remedies has made the run far better."""
+    return any(t.report is not None and trains(t.report) and beats(t.report, twin) for t in tried)
