@@ -104,3 +104,24 @@ def test_overflow_of_the_scaler_is_counted_as_its_own(fused, tmp_path):
     summary = watcher.close()
     assert summary.actions == () and summary.amp_skips > 20
     assert summary.steps + summary.amp_skips == 80
+
+
+def test_an_ordinary_step_has_no_hidden_sync(tmp_path):
+    """Numbers come through pinned memory. That the norms are waited for, by their event, this mode does not see."""
+    model, optimizer, _ = train(0, fused=True)
+    x, y = torch.randn(256, 16), torch.randint(0, 4, (256,))
+    quiet_steps = 0
+    with sg.watch(model, optimizer, runs=tmp_path) as watcher:
+        try:
+            for step in range(150):
+                session, at = watcher._session, 16 * (step % 16)
+                due = session._guard is None or session._guard.ring.will_be_due(session.tick + 1)
+                quiet = step > 30 and step % 50 != 0 and not due
+                quiet_steps += quiet
+                torch.cuda.set_sync_debug_mode("error" if quiet else "default")
+                optimizer.zero_grad()
+                F.cross_entropy(model(x[at : at + 16]), y[at : at + 16]).backward()
+                optimizer.step()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    assert watcher.close().notes == () and quiet_steps > 50

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Sequence
 
@@ -13,6 +14,9 @@ from steadygrad._foreach import copy_grouped_, nonfinite
 from steadygrad.guard.snapshot import Snapshot
 from steadygrad.guard.state import TrainingState
 from steadygrad.guard.tensors import is_simple, leaves, memory_key, plainly
+from steadygrad.probe.host import near
+from steadygrad.probe.norms import plain_values
+from steadygrad.probe.reductions import Posted, Readings
 
 Table = dict[str, Tensor | None]  # the `_buffers` of one module
 
@@ -49,6 +53,8 @@ class BufferKeeper:
         self._unborn: list[Tensor] = []  # lazy buffers, which get their memory under their old identity
         self._live: list[Tensor] = []
         self._copies: list[Tensor] = []
+        self._far = False  # whether the host would have to wait for one of them
+        self._posted: Posted | None = None  # their norms, on their way
         self.keep()
 
     def keep(self) -> None:
@@ -74,6 +80,15 @@ class BufferKeeper:
                     buffer.data = memory  # `buffer.data = ...` in the skipped step gave it other memory
             copy_grouped_(self._live, self._copies)
 
+    def look(self) -> None:
+        """Send word of the buffers ahead of :meth:`poisoned`, so that it finds it there; only from a far device."""
+        if not self._far:
+            return
+        with plainly():
+            readings = Readings()
+            readings.add_norms("norm", {i: plain_values(t) for i, t in enumerate(self._live) if _has_norm(t)})
+            self._posted = readings.post()
+
     def poisoned(self) -> list[str]:
         """Names of the buffers that have become NaN since the last :meth:`keep`, as ``Class.name`` of their module.
 
@@ -81,6 +96,12 @@ class BufferKeeper:
         """
         if not self._live:
             return []
+        if self._far:
+            if self._posted is None:
+                self.look()
+            posted, self._posted = self._posted, None
+            if posted is not None and _all_finite(posted):
+                return []
         with plainly():
             bad = nonfinite(self._live)
             nans = {i for i in bad if _has_nan(self._live[i]) and not _has_nan(self._copies[i])}
@@ -133,6 +154,7 @@ class BufferKeeper:
             found.update((memory_key(leaf), leaf) for leaf in parts if is_simple(leaf))
         self._live = list(found.values())
         self._copies = [old[key] if key in old else leaf.clone() for key, leaf in found.items()]
+        self._far = not all([near(live) for live in self._live])
 
 
 def _leaves(buffer: Tensor) -> list[Tensor]:
@@ -140,6 +162,14 @@ def _leaves(buffer: Tensor) -> list[Tensor]:
         return [leaf for _, leaf in leaves(buffer)]
     except Exception:  # noqa: BLE001 - no values yet, or a subclass that cannot be taken apart: nothing to keep
         return []
+
+
+def _has_norm(leaf: Tensor) -> bool:
+    return (leaf.is_floating_point() or leaf.is_complex()) and leaf.numel() > 0
+
+
+def _all_finite(posted: Posted) -> bool:
+    return all(map(math.isfinite, posted.numbers()["norm"].values()))  # host sync
 
 
 def _has_nan(leaf: Tensor) -> bool:

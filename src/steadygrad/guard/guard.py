@@ -11,12 +11,13 @@ from torch.optim import LBFGS, Optimizer
 
 from steadygrad.guard.buffers import BufferKeeper, StepKeeper
 from steadygrad.guard.durable import DurableWriter
-from steadygrad.guard.policy import Norms, Policy, Rollback, Stop
+from steadygrad.guard.policy import Norms, Policy, Rollback, StepDecision, Stop
 from steadygrad.guard.ring import SMALL, SnapshotRing
 from steadygrad.guard.schedule import ScheduleKeeper
 from steadygrad.guard.state import TrainingState
 from steadygrad.records import Action, Finding, StepStats
 
+STALE = StepDecision(False, "its gradient is that of weights which have just been taken back")
 POISON = ("P100", "O100")  # codes of the rules for non-finite parameters and optimizer state
 
 
@@ -67,11 +68,21 @@ class Guard:
         self._take_snapshot()
 
     # ------------------------------------------------------------------ before the step
-    def before(self, optimizer: Optimizer, stats: StepStats, norms: Norms) -> Action | None:
-        """Decide on the coming step; a returned ``skip`` means that it must not be taken."""
+    def before(
+        self, optimizer: Optimizer, stats: StepStats, norms: Norms, *, stale: bool = False
+    ) -> Action | None:
+        """Decide on the coming step; a returned ``skip`` means that it must not be taken.
+
+        Args:
+            optimizer: about to step.
+            stats: of its gradients.
+            norms: of its healthy steps so far.
+            stale: the run was put back to another state after these gradients were made.
+        """
         steps = self._steps.get(stats.optimizer, 0)
         self.schedules.before_step(optimizer, self.state.schedulers, steps)
-        decision = self.policy.before(stats, norms, self.tick, self.buffers.poisoned())
+        poisoned = self.buffers.poisoned()
+        decision = STALE if stale else self.policy.before(stats, norms, self.tick, poisoned)
         if not decision.apply:
             self.schedules.skipped(optimizer, self.state.schedulers, steps)
             return Action(stats.step, "skip", decision.reason, decision.code, stats.optimizer)

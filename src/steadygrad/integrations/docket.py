@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from torch.optim import Optimizer
 
+from steadygrad.probe.probe import Ended
 from steadygrad.records import StepStats
 from steadygrad.rules.history import History, step_loss
 
@@ -19,9 +20,13 @@ class Waiting(NamedTuple):
     """A step that is over and not judged."""
 
     optimizer: weakref.ref[Optimizer]
-    stats: StepStats
+    ended: Ended
     tick: int  # of the guard; 0 without one
     skipped: bool  # by the guard
+
+    @property
+    def stats(self) -> StepStats:
+        return self.ended.stats
 
 
 class Docket:
@@ -32,6 +37,9 @@ class Docket:
     norm are no higher than any of the last fifty, and nobody has looked at its graph or its activations. So the run's
     own bounds (``History.largest_norm``) are the same whether the steps that wait are in them or not, and the guard
     decides alike.
+
+    Where the model lies on a device, the last of them may also wait for its own numbers, which are on their way while
+    the host goes on: until the next step of any optimizer begins.
     """
 
     def __init__(self) -> None:
@@ -40,9 +48,17 @@ class Docket:
             int, tuple[float, float]
         ] = {}  # optimizer -> highest loss and norm of a step that waits
 
-    def add(self, optimizer: Optimizer, stats: StepStats, tick: int, skipped: bool) -> None:
+    def add(self, optimizer: Optimizer, ended: Ended, tick: int, skipped: bool) -> None:
         """One more step is over."""
-        self._waiting.append(Waiting(weakref.ref(optimizer), stats, tick, skipped))
+        self._waiting.append(Waiting(weakref.ref(optimizer), ended, tick, skipped))
+
+    def complete(self) -> StepStats | None:
+        """The step that waited for its own numbers, with them; None if there is none. Waits for them if need be."""
+        if not self._waiting or self._waiting[-1].ended.on_its_way is None:
+            return None
+        stats = self._waiting[-1].ended.complete()  # host sync
+        self._waiting[-1] = self._waiting[-1]._replace(ended=Ended(stats))
+        return stats
 
     @property
     def full(self) -> bool:

@@ -6,19 +6,16 @@ one disarms the session, with one warning, and the run goes on as if steadygrad 
 
 from __future__ import annotations
 
-import functools
 import gc
 import traceback
 import weakref
 from collections.abc import Callable, Sequence
 from math import prod
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.utils._python_dispatch import _disable_current_modes
 
 from steadygrad.guard.guard import Guard
 from steadygrad.guard.policy import GuardExit, GuardStop
@@ -28,43 +25,14 @@ from steadygrad.integrations.guarding import new_guard, new_live_repair
 from steadygrad.integrations.in_force import InForce, Prescribed
 from steadygrad.integrations.live_repair import LiveRepair
 from steadygrad.integrations.options import Observer, Options
+from steadygrad.integrations.ours import ours
 from steadygrad.integrations.reasons import Reasons
 from steadygrad.integrations.run_record import RunRecord
 from steadygrad.probe.joinpoints import JoinPoints
-from steadygrad.probe.probe import Probe
+from steadygrad.probe.probe import Ended, Probe
 from steadygrad.probe.tiers import TIERS
 from steadygrad.records import Action, RunSummary, StepStats
 from steadygrad.rules.engine import RuleSet
-
-T = TypeVar("T")
-
-
-def _ours(default: Any) -> Callable[[Callable[..., T]], Callable[..., T]]:
-    """An error of ours disarms the session; the loop gets ``default`` and goes on. A stop passes through."""
-
-    def decorate(method: Callable[..., T]) -> Callable[..., T]:
-        @functools.wraps(method)
-        def safe(self: Session, *args: Any, **kwargs: Any) -> T:
-            if not self.armed:
-                return default
-            grad = torch.is_grad_enabled()
-            torch._C._set_grad_enabled(False)  # torch.no_grad takes as long as some of these methods
-            try:
-                if self._reasons.modes_on:
-                    with _disable_current_modes():
-                        return method(self, *args, **kwargs)
-                return method(self, *args, **kwargs)
-            except (GuardStop, GuardExit):
-                raise
-            except Exception as error:  # noqa: BLE001 - whatever we did wrong, the user's run must go on
-                self.disarm(error)
-                return default
-            finally:
-                torch._C._set_grad_enabled(grad)
-
-        return safe
-
-    return decorate
 
 
 class Session:
@@ -103,6 +71,8 @@ class Session:
         self._skipped_by_guard: set[int] = set()  # optimizers, in the step that is under way
         self._docket = Docket()
         self._may_wait = False
+        self._put_back = False  # the run, when somebody asked between two steps
+        self._steps = 0  # that are over, of the optimizer that has taken most
         self._prescribed = Prescribed(options.prescription, self._in_force, self.record)
         self._replay_length: Callable[[int], int] | None = None
         self._known: weakref.WeakSet[Optimizer] = weakref.WeakSet()
@@ -137,49 +107,54 @@ class Session:
         self._prepare_repair()
 
     @property
+    def modes_on(self) -> bool:
+        """Whether operations are being watched: what is ours has to be kept out of sight."""
+        return self._reasons.modes_on
+
+    @property
     def tick(self) -> int:
         """Steps of all optimizers so far, as the guard counts them; 0 without a guard."""
         return self._guard.tick if self._guard is not None else 0
 
     # ------------------------------------------------------------------ what the join points tell
-    @_ours(None)
+    @ours(None)
     def optimizer_built(self, optimizer: Optimizer) -> None:
         """Nothing is known of it yet: its model may still change. It is looked at in its first step."""
         self._in_force.optimizer_built(optimizer)
         self._reasons.optimizer_built()
 
-    @_ours(None)
+    @ours(None)
     def scheduler_built(self, scheduler: Any) -> None:
         if self._guard is not None:
             self._guard.state.add_scheduler(scheduler)
 
-    @_ours(None)
+    @ours(None)
     def scaler_seen(self, scaler: Any) -> None:
         self._probe.saw_scaler(scaler)
         if self._guard is not None:
             self._guard.state.add_scaler(scaler)
 
-    @_ours(None)
+    @ours(None)
     def graph(self, roots: Sequence[Tensor], values: Sequence[Tensor]) -> None:
         if any(o not in self._known for o in self._joinpoints.optimizers()):
             self._meet_optimizers()
-        self._reasons.before_backward(roots, values, self.record.steps, self._probe, self._rules)
+        self._reasons.before_backward(roots, values, self._steps, self._probe, self._rules)
         self._in_force.backward(roots, values)
 
-    @_ours(None)
+    @ours(None)
     def backward(self, roots: Sequence[Tensor]) -> None:
         self._probe.saw_backward(roots)
 
-    @_ours(None)
+    @ours(None)
     def clipped(self, params: Sequence[Tensor], max_norm: float) -> None:
         self._probe.saw_clip(params, max_norm)
 
-    @_ours(None)
+    @ours(None)
     def amp_skipped(self, optimizer: Optimizer, scaler: Any) -> None:
         self.record.amp_skips += 1
         self._probe.saw_amp_skip(optimizer)
 
-    @_ours(True)
+    @ours(True)
     def before_step(self, optimizer: Optimizer) -> bool:
         self._prescribed.check()
         if self.record.writer is None:
@@ -188,16 +163,21 @@ class Session:
             self._meet_optimizers()
         self._reasons.before_step()
         index = self._probe.optimizer_index(optimizer)
+        stale, self._put_back = self._catch_up() or self._put_back, False
+        if self._guard is not None:
+            if stale and self._guard.stop is not None:
+                self._raise_stop(self._guard.stop.reason)
+            self._guard.buffers.look()
         stats = self._probe.before(optimizer)
         self._open[index] = stats
         if self._guard is not None:
-            skip = self._guard.before(optimizer, stats, self._rules.history(index))
+            skip = self._guard.before(optimizer, stats, self._rules.history(index), stale=stale)
             if skip is not None:
                 self._skip(skip)
                 return False
         return self._in_force.before_step(optimizer)
 
-    @_ours(None)
+    @ours(None)
     def step_raised(self, optimizer: Optimizer) -> None:
         self._in_force.undo_step()
         if self._guard is not None:
@@ -220,7 +200,7 @@ class Session:
         except Exception as error:  # noqa: BLE001 - whatever we did wrong, the user's run must go on
             self.disarm(error)
 
-    @_ours(None)
+    @ours(None)
     def _after_step(self, optimizer: Optimizer, applied: bool) -> None:
         index = self._probe.optimizer_index(optimizer)
         stats = self._open.pop(index)
@@ -232,16 +212,17 @@ class Session:
             if taken_back is not None:
                 self._skip(taken_back)
                 applied = False
-        stats = self._probe.after(optimizer, stats, applied)
-        clip = self._guard.policy.clip if self._guard is not None else None
-        self.record.step(stats, self._probe.params, {} if clip is None else {"guard_clip": clip})
+        ended = self._probe.end(optimizer, stats, applied)
+        self._steps = max(self._steps, stats.step + 1)
         skipped = index in self._skipped_by_guard
         self._skipped_by_guard.discard(index)
         if self._trying and self.live is not None:
+            stats = ended.complete()
+            self._write(stats)
             self._rules.observe(stats)
             self.live.step(optimizer, stats)
         else:
-            self._over(optimizer, stats, skipped)
+            self._over(optimizer, ended, skipped)
         if self._guard is not None and self._guard.stop is not None:
             self._raise_stop(self._guard.stop.reason)
 
@@ -256,47 +237,72 @@ class Session:
         if not self._trying:
             self.record.action(action)
 
-    def _over(self, optimizer: Optimizer, stats: StepStats, skipped: bool) -> None:
+    def _write(self, stats: StepStats) -> None:
+        """A step goes on record."""
+        clip = self._guard.policy.clip if self._guard is not None else None
+        self.record.step(stats, self._probe.params, {} if clip is None else {"guard_clip": clip})
+
+    def _over(self, optimizer: Optimizer, ended: Ended, skipped: bool) -> None:
         """A step of the run is over: it is judged, or waits for the next ones if that comes to the same."""
-        self._reasons.step_over(stats)
+        if ended.on_its_way is None:
+            self._write(ended.stats)
+        self._reasons.step_over(ended.stats)
         tick = (
-            self._guard.step_over(optimizer, stats.optimizer, skipped=skipped)
+            self._guard.step_over(optimizer, ended.stats.optimizer, skipped=skipped)
             if self._guard is not None
             else 0
         )
-        may_wait = self._may_wait and self._docket.ordinary(stats) and self.live is None
-        self._docket.add(optimizer, stats, tick, skipped)
+        may_wait = self._docket.ordinary(ended.stats) and self.live is None
+        self._docket.add(optimizer, ended, tick, skipped)
+        may_wait = may_wait and (self._may_wait or ended.on_its_way is not None)
         if not may_wait or self._docket.full or (self._guard is not None and self._guard.busy):
             self._settle()
 
-    @_ours(None)
+    def _catch_up(self) -> bool:
+        """A step begins: the numbers of the last one have arrived. Whether they have put the run back."""
+        stats = self._docket.complete()
+        if stats is None:
+            return False
+        self._write(stats)
+        return (not self._may_wait or not self._docket.ordinary(stats)) and self._judge_all()
+
+    @ours(None)
     def settle(self) -> None:
         """Judge the steps that wait, so that whoever asks is told of all that happened."""
-        self._settle()
+        self._put_back |= self._settle()
 
-    def _settle(self) -> None:
+    def _settle(self) -> bool:
+        stats = self._docket.complete()
+        if stats is not None:
+            self._write(stats)
+        return self._judge_all()
+
+    def _judge_all(self) -> bool:
+        """Judge the steps that wait. Whether the guard has put the run into another state."""
         waiting = self._docket.take()
-        for step in waiting:
-            self._judge(step)
+        put_back = any([self._judge(step) for step in waiting])
         for index in {step.stats.optimizer for step in waiting}:
             self._docket.learn(index, self._rules.history(index))
+        return put_back
 
-    def _judge(self, step: Waiting) -> None:
-        """Ask for reasons, and have the guard act."""
+    def _judge(self, step: Waiting) -> bool:
+        """Ask for reasons, and have the guard act. Whether it has put the run into another state."""
         stats, optimizer = step.stats, step.optimizer()
         findings = self._rules.observe(stats)
         for finding in findings:
             self.record.finding(finding)
         self._reasons.judged(optimizer, stats, findings, self._rules)
         if self._guard is None:
-            return
+            return False
         if self.live is not None:
             self.live.before_the_guard()
         history = self._rules.history(stats.optimizer)
-        for action in self._guard.judge(stats, findings, history, step.tick, skipped=step.skipped):
+        actions = self._guard.judge(stats, findings, history, step.tick, skipped=step.skipped)
+        for action in actions:
             self.record.action(action)
             if action.action == "rollback" and self.live is not None and optimizer is not None:
                 self.live.begin(action, optimizer)
+        return bool(actions)
 
     def _meet_optimizers(self) -> None:
         """A new optimizer takes its first step: a run begins, or (k-fold, a second phase) begins anew.

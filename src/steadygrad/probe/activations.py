@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from steadygrad.probe.host import post
 from steadygrad.probe.local import readable
 from steadygrad.probe.names import class_name, find_compiled, is_compiled_wrapper, named_roots, walk
 from steadygrad.probe.outputs import (
@@ -21,7 +22,7 @@ from steadygrad.probe.outputs import (
     softmax_axis,
     unit_axis,
 )
-from steadygrad.probe.totals import Totals, wide
+from steadygrad.probe.totals import Totals
 from steadygrad.records import ActivationStats
 
 FIRST_STEPS = frozenset({0, 1, 2, 5, 10, 20})  # most trainings that die do so early
@@ -239,10 +240,10 @@ def _read_totals(seen: Mapping[str, Totals]) -> tuple[ActivationStats, ...]:
     sums: dict[torch.device, list[tuple[str, str, Tensor]]] = {}
     for path, totals in seen.items():
         for kind, tensor in totals.on_device().items():
-            sums.setdefault(tensor.device, []).append((path, kind, tensor.to(wide(tensor.device))))
+            sums.setdefault(tensor.device, []).append((path, kind, tensor))
     numbers: dict[str, dict[str, float]] = {path: {} for path in seen}
     for entries in sums.values():
-        values = torch.stack([tensor for _, _, tensor in entries]).tolist()  # host sync
+        values = post([tensor for _, _, tensor in entries]).numbers()  # host sync
         for (path, kind, _), value in zip(entries, values, strict=True):
             numbers[path][kind] = value
     return tuple(totals.stats(path, numbers[path]) for path, totals in seen.items())

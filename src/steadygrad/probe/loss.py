@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from steadygrad.probe.host import Pending, near, post
+
 
 class LossKeeper:
     """Sums the roots of ``backward`` since the last step of any optimizer.
@@ -37,16 +39,23 @@ class LossKeeper:
 
     def read(self) -> tuple[float | None, int]:
         """The loss of the coming step, None if no root was seen, and the number of backward passes."""
+        loss = self.post()
+        return loss.numbers()[0] if loss is not None else None, self._passes  # host sync
+
+    def post(self) -> Pending | None:
+        """The loss of the coming step on its way to the host, None if no root was seen."""
         self._read = True
         if not self._roots:
-            return None, self._passes
+            return None
         first, *others = self._roots
-        loss = sum((root.double() for root in others), first.double()) if others else first
-        return float(loss), self._passes  # host sync
+        return post([sum((root.double() for root in others), first.double()) if others else first])
+
+    @property
+    def passes(self) -> int:
+        """Backward passes that the gradients of the coming step were made in."""
+        return self._passes
 
 
 def without_sync(values: Sequence[Tensor]) -> list[float] | None:
     """What 0-D values are worth; None where one lies on another device, for to look would be a host sync."""
-    return (
-        None if any([value.device.type != "cpu" for value in values]) else [value.item() for value in values]
-    )
+    return [value.item() for value in values] if all([near(value) for value in values]) else None

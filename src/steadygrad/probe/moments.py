@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from steadygrad.probe.host import near
 from steadygrad.records import NAN
 
 SAMPLE = 32768  # elements in one step for the means of g^2 / v, which the tensors of that step share
@@ -52,8 +53,8 @@ def normalised_gradients(
     v = _flat(averages).to(dtype)
     root = torch.clamp_min(v, FLOOR).sqrt_()
     ratios = torch.div(_flat(grads).to(dtype), root, out=root).split(sizes)
-    # Counting is dearer than a minimum, and on a CPU it costs nothing to wait for that.
-    if v.is_cpu and float(torch.aminmax(v).min) > 0:
+    # Counting is dearer than a minimum, and near the host it costs nothing to wait for that.
+    if near(v) and float(torch.aminmax(v).min) > 0:
         return ratios, sizes
     return ratios, [torch.count_nonzero(part) for part in v.split(sizes)]
 

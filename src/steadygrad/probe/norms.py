@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -11,6 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from steadygrad.probe.chosen_kernel import fastest_norms
+from steadygrad.probe.host import post
+
+TRITON = os.environ.get("STEADYGRAD_TRITON") == "1"  # not by itself, before it has been measured on a GPU
 MISSING = float("nan")
 """In the place of a norm where there is no gradient. A gradient that holds NaN or Inf has the norm inf."""
 PLAIN = frozenset({torch.float32, torch.float64, torch.bfloat16, torch.float16})
@@ -27,7 +32,8 @@ def gradient_norms(grads: Sequence[Tensor | None], scale: float = 1.0) -> np.nda
     Returns:
         (len(grads),) array: the norms; ``inf`` where the gradient holds a NaN or an infinity; ``nan`` where there
         is no gradient. A norm that merely overflowed float32 is taken again in float64, so ``inf`` always means a
-        non-finite entry.
+        non-finite entry. On a CPU torch adds up one entry after the other: of a float32 tensor with 25 million entries
+        the norm comes out 0.14 % too small, as that of ``clip_grad_norm_`` does.
 
     Example:
         >>> gradient_norms([torch.tensor([3.0, 4.0]), None, torch.tensor([1.0, float("nan")])]).tolist()
@@ -88,13 +94,19 @@ def _alike(grads: Sequence[Tensor]) -> bool:
 
 def _norms_on_host(values: list[Tensor]) -> list[float]:
     """Norms of tensors of one device and dtype: one grouped reduction, one copy to the host."""
-    accumulate = torch.float64 if values[0].dtype == torch.float64 else torch.float32
-    found = torch._foreach_norm(values, 2, dtype=accumulate)
-    # Where there is nothing to wait for, a number each is the cheapest way to read them.
-    norms = [norm.item() for norm in found] if values[0].is_cpu else torch.stack(found).tolist()  # host sync
+    norms = post(_grouped(values)).numbers()  # host sync
     if math.isfinite(sum(norms)):
         return norms
     return [n if math.isfinite(n) else _norm_in_double(v) for n, v in zip(norms, values, strict=True)]
+
+
+def _grouped(values: list[Tensor]) -> Sequence[Tensor]:
+    """The norm of each as a 0-D tensor: in float32, of float64 in float64."""
+    if values[0].dtype == torch.float64:
+        return torch._foreach_norm(values, 2)
+    if TRITON and values[0].is_cuda:
+        return fastest_norms(values).unbind()
+    return torch._foreach_norm(values, 2, dtype=torch.float32)
 
 
 def _with_gaps(found: Iterable[float], grads: Sequence[Tensor | None]) -> np.ndarray:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 import weakref
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from operator import is_
 from typing import Any
 
@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 from steadygrad._foreach import nonfinite
 from steadygrad.clip._told import fold_of
 from steadygrad.probe.activations import ActivationSampler, sampled
+from steadygrad.probe.host import Pending, post
 from steadygrad.probe.loop_facts import LoopFacts
 from steadygrad.probe.loss import LossKeeper
 from steadygrad.probe.moving_target import MovingTarget
@@ -23,7 +24,7 @@ from steadygrad.probe.names import find_roots, flat_params, name_parameters, nam
 from steadygrad.probe.norms import gradient_norms, total_norm
 from steadygrad.probe.portrait import Portraitist
 from steadygrad.probe.root_outputs import RootOutputs
-from steadygrad.probe.rotation import Rotation
+from steadygrad.probe.rotation import Look, Rotation
 from steadygrad.probe.shared_norms import norms_at_hand
 from steadygrad.probe.tiers import CHEAP, Tier
 from steadygrad.records import NAN, Oddity, ParamInfo, Portrait, StepStats
@@ -49,6 +50,20 @@ class _Watched:
         """Hold no tensor of an optimizer that the script has discarded."""
         if self.optimizer() is None:
             self.tensors, self.rotation = [], Rotation()
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """A step that is over."""
+
+    stats: StepStats  # without ``tensors`` as long as those are on their way
+    on_its_way: Look | None = None
+
+    def complete(self) -> StepStats:
+        """The step with all its numbers; waits for them if need be. To be asked before the optimizer's next step."""
+        if self.on_its_way is None:
+            return self.stats
+        return replace(self.stats, tensors=self.on_its_way.finish())  # host sync
 
 
 class Probe:
@@ -149,12 +164,14 @@ class Probe:
             watched.let_go()
 
     def before(self, optimizer: Optimizer) -> StepStats:
-        """Read the gradients of the coming step. One small copy to the host."""
+        """Read the gradients of the coming step. The host waits once: for their norms, behind all the rest."""
         watched = self._of(optimizer)
         self._name(watched, optimizer)
         scale = getattr(optimizer, "grad_scale", None)
-        factor = float(scale) if scale is not None else 1.0  # host sync
-        raw, applied = _norms_at_step(optimizer, watched.tensors, factor)
+        posted = post([scale.reshape(())]) if scale is not None else Pending([1.0])
+        loss, passes = self._loss.post(), self._loss.passes
+        loss_scale = _scale_of(self._scaler) if self._scaler is not None else None
+        raw, applied, factor = _norms_at_step(optimizer, watched.tensors, posted)
         if watched.raw:
             raw = np.array([watched.raw.get(id(p), n) for p, n in zip(watched.tensors, applied, strict=True)])
             watched.raw.clear()
@@ -162,27 +179,30 @@ class Probe:
         if watched.index == 0 and self._target.due(watched.step):
             odd = self._target.look(watched.step, self._alive(), self.roots)
             self._following += (odd,) if odd is not None else ()
-        loss, passes = self._loss.read()
         self._loss.in_step = True
         watched.rotation.before(optimizer, watched.tensors, watched.numbers, watched.step, factor)
         grad_norm = total_norm(raw)
         return StepStats(
             step=watched.step,
             optimizer=watched.index,
-            loss=loss,
+            loss=loss.numbers()[0] if loss is not None else None,
             grad_norm=grad_norm,
             clipped_grad_norm=grad_norm if applied is raw else total_norm(applied),
             grad_norms=raw,
             lr=float(effective_lr(optimizer)[0]) if "lr" in optimizer.param_groups[0] else NAN,
             params=watched.infos,
             num_backwards=passes,
-            loss_scale=float(self._scaler.get_scale()) if self._scaler is not None else None,  # host sync
+            loss_scale=loss_scale.numbers()[0] if loss_scale is not None else None,
             amp_skips=watched.amp_skips,
             portrait=self._take_portrait(watched),
         )
 
     def after(self, optimizer: Optimizer, stats: StepStats, applied: bool) -> StepStats:
         """The step is over, taken or not: what could only be read now is filled in."""
+        return self.end(optimizer, stats, applied).complete()
+
+    def end(self, optimizer: Optimizer, stats: StepStats, applied: bool) -> Ended:
+        """As :meth:`after`, without waiting for numbers that are on their way from a device."""
         watched = self._order[stats.optimizer]
         now = time.perf_counter()
         seconds = now - watched.last_time if watched.last_time is not None else NAN
@@ -191,7 +211,9 @@ class Probe:
         watched.amp_skips = 0
         self._loss.in_step = False
         self._loop.after_step(optimizer)
-        tensors = watched.rotation.after(optimizer, applied)
+        look = watched.rotation.leave(optimizer, applied)
+        here = look is not None and look.ready()
+        tensors = look.finish() if look is not None and here else ()
         activations: tuple = ()
         if watched.index == 0:
             if self._sampler is not None:
@@ -199,7 +221,9 @@ class Probe:
                 self._sampler.disarm()
             self._arm_for(watched.step)
         portrait = self._with_oddities(stats.step, stats.portrait)
-        return stats.with_outcome(applied, tensors, activations, seconds, portrait)
+        return Ended(
+            stats.with_outcome(applied, tensors, activations, seconds, portrait), None if here else look
+        )
 
     def step_raised(self) -> None:
         """The user's step raised: nothing of it is recorded."""
@@ -297,24 +321,32 @@ class Probe:
 
 
 def _norms_at_step(
-    optimizer: Optimizer, tensors: Sequence[Tensor], factor: float
-) -> tuple[np.ndarray, np.ndarray]:
+    optimizer: Optimizer, tensors: Sequence[Tensor], posted: Pending
+) -> tuple[np.ndarray, np.ndarray, float]:
     """Norms of the gradients at the step, before and after a folded clip: the clip's own, or taken now.
 
     A folded clip steps right after its norms, in one call: nothing of the user's runs between, unless he has put a
-    wrapper of his own around ``step``. ``factor``: what the optimizer will divide by, a GradScaler's or the clip's.
+    wrapper of his own around ``step``. ``posted``: what the optimizer will divide by, a GradScaler's or the clip's; it
+    is asked for behind the norms, which were posted later, and given back last.
     """
     grads = [p.grad for p in tensors]
     fold = fold_of(optimizer)
     known = fold.raw_norms(tensors) if fold is not None else None  # host sync
     if fold is not None and known is not None:
         raw = np.array(known)
-        return raw, raw * float(fold.scale)
-    if fold is not None and fold.folded:
-        raw = gradient_norms(grads)  # host sync
-        return raw, raw / factor
-    applied = gradient_norms(grads, factor)  # host sync
-    return applied, applied
+        return raw, raw * float(fold.scale), posted.numbers()[0]
+    norms = gradient_norms(grads)  # host sync
+    factor = posted.numbers()[0]
+    applied = norms / factor if factor != 1.0 else norms
+    return norms if fold is not None and fold.folded else applied, applied, factor
+
+
+def _scale_of(scaler: Any) -> Pending:
+    """The factor of a GradScaler, without waiting for it."""
+    scale = getattr(scaler, "_scale", None)  # on the device; there is none before the first loss is scaled
+    if isinstance(scale, Tensor) and scaler.is_enabled():
+        return post([scale.reshape(())])
+    return Pending([float(scaler.get_scale())])
 
 
 def _local(tensor: Tensor) -> Tensor:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from steadygrad.probe.host import Pending, post
+
+Numbers = dict[str, dict[Any, float]]
 
 
 class Readings:
@@ -22,7 +26,7 @@ class Readings:
 
     def __init__(self) -> None:
         self._known: dict[str, dict[Any, float]] = defaultdict(dict)
-        self._waiting: dict[torch.device, dict[torch.dtype, tuple[list[tuple[str, Any]], list[Tensor]]]] = {}
+        self._waiting: dict[torch.device, tuple[list[tuple[str, Any]], list[Tensor]]] = {}
 
     def add(self, kind: str, values: Mapping[Any, Tensor | float]) -> None:
         """Take these 0-D tensors and numbers along."""
@@ -44,24 +48,37 @@ class Readings:
             self._take(found[0], [(kind, key) for key in keys], found)
 
     def _take(self, like: Tensor, names: list[tuple[str, Any]], tensors: Sequence[Tensor]) -> None:
-        """Put 0-D tensors of one device and dtype with the others of theirs."""
-        of_device = self._waiting.setdefault(like.device, {})
-        known, waiting = of_device.setdefault(like.dtype, ([], []))
+        """Put 0-D tensors of one device with the others of theirs."""
+        known, waiting = self._waiting.setdefault(like.device, ([], []))
         known += names
         waiting += tensors
 
-    def to_host(self) -> dict[str, dict[Any, float]]:
+    def post(self) -> Posted:
+        """Send them off, one copy for each device."""
+        letters = [(names, post(tensors)) for names, tensors in self._waiting.values()]
+        return Posted(self._known, letters)
+
+    def to_host(self) -> Numbers:
+        """Send them off, and wait for them; see :meth:`Posted.numbers`."""
+        return self.post().numbers()
+
+
+class Posted:
+    """Readings on their way."""
+
+    def __init__(
+        self, known: dict[str, dict[Any, float]], letters: list[tuple[list[tuple[str, Any]], Pending]]
+    ) -> None:
+        self._known, self._letters = known, letters
+
+    def ready(self) -> bool:
+        """Whether all have arrived."""
+        return all([pending.ready() for _, pending in self._letters])
+
+    def numbers(self) -> Numbers:
         """kind -> key -> number. A kind that nothing was added for is empty."""
         numbers = defaultdict(dict, self._known)
-        for device, groups in self._waiting.items():
-            names = [name for known, _ in groups.values() for name in known]
-            for (kind, key), value in zip(names, _read(device, groups.values()), strict=True):
+        for names, pending in self._letters:
+            for (kind, key), value in zip(names, pending.numbers(), strict=True):  # host sync
                 numbers[kind][key] = value
         return numbers
-
-
-def _read(device: torch.device, groups: Iterable[tuple[Any, list[Tensor]]]) -> list[float]:
-    if device.type == "cpu":  # nothing to wait for: a number each is the cheapest way to read them
-        return [tensor.item() for _, tensors in groups for tensor in tensors]
-    wide = torch.float32 if device.type == "mps" else torch.float64
-    return torch.cat([torch.stack(tensors).to(wide) for _, tensors in groups]).tolist()  # host sync

@@ -22,7 +22,7 @@ from steadygrad.probe.moments import (
     normalised_gradients,
     second_moment,
 )
-from steadygrad.probe.reductions import Readings
+from steadygrad.probe.reductions import Posted, Readings
 from steadygrad.probe.slices import Piece, Plan, at_hand
 from steadygrad.records import NAN, TensorStats
 
@@ -43,6 +43,46 @@ class _Open:
     grads: dict[int, Tensor] = field(default_factory=dict)  # the sampled rows of dense gradients
     lows: dict[int, Tensor] = field(default_factory=dict)
     highs: dict[int, Tensor] = field(default_factory=dict)
+
+
+@dataclass
+class Look:
+    """A part that was looked at, before and after a step. Its numbers may still be on their way.
+
+    To be finished before the optimizer steps again: the weights and the state are read once more where a norm says
+    that something is not finite.
+    """
+
+    seen: _Open
+    weights: list[Tensor | None]  # of each piece, after the step
+    states: list[dict[str, Any]]
+    floats: dict[tuple[int, tuple[str, int]], Tensor]  # piece and name -> what was looked at of the state
+    moments: dict[int, Moment]
+    applied: bool
+    posted: Posted
+
+    def ready(self) -> bool:
+        """Whether :meth:`finish` would not wait."""
+        return self.posted.ready()
+
+    @torch.no_grad()
+    def finish(self) -> tuple[TensorStats, ...]:
+        """The numbers of each piece."""
+        numbers = self.posted.numbers()  # host sync
+        broken = _nonfinite_pieces(self.floats, numbers["state"])
+        return tuple(
+            _stats(
+                i,
+                self.seen,
+                weight,
+                self.states[i],
+                numbers,
+                self.applied,
+                self.moments.get(i),
+                broken=i in broken,
+            )
+            for i, weight in enumerate(self.weights)
+        )
 
 
 class Rotation:
@@ -132,8 +172,13 @@ class Rotation:
             optimizer: has just stepped, or was kept from it.
             applied: whether the step was taken; if not, ``update_ratio`` and ``adam_rms`` are nan.
         """
+        look = self.leave(optimizer, applied)
+        return () if look is None else look.finish()
+
+    def leave(self, optimizer: Optimizer, applied: bool) -> Look | None:
+        """As :meth:`after`, with the numbers still on their way. None where there is nothing to look at."""
         seen = self._open.pop(optimizer, None)
-        return () if seen is None else self._compare(optimizer, seen, applied)
+        return None if seen is None else self._compare(optimizer, seen, applied)
 
     # Autograd is switched off only where there is something to read: in a small model most parts hold nothing.
     @torch.no_grad()
@@ -165,7 +210,7 @@ class Rotation:
                 seen.grads[i] = few if grad_scale == 1.0 else few.to(piece.old.dtype) / grad_scale
 
     @torch.no_grad()
-    def _compare(self, optimizer: Optimizer, seen: _Open, applied: bool) -> tuple[TensorStats, ...]:
+    def _compare(self, optimizer: Optimizer, seen: _Open, applied: bool) -> Look:
         """The second half, after the step."""
         pieces, read = seen.pieces, seen.read
         weights = [piece.read(param) for piece, param in zip(pieces, seen.params, strict=True)]
@@ -184,12 +229,7 @@ class Rotation:
             _subtract_(pieces, weights)
             read.add_norms("update", {i: p.old for i, p in enumerate(pieces) if weights[i] is not None})
             moments = _read_moments(optimizer, seen, states)
-        numbers = read.to_host()
-        broken = _nonfinite_pieces(floats, numbers["state"])
-        return tuple(
-            _stats(i, seen, weights[i], states[i], numbers, applied, moments.get(i), broken=i in broken)
-            for i in range(len(pieces))
-        )
+        return Look(seen, weights, states, floats, moments, applied, read.post())
 
     def _new_plan(self, optimizer: Optimizer, params: Sequence[Tensor]) -> Plan:
         plan = self._plans[optimizer] = Plan(optimizer, params, self.num_parts)

@@ -10,6 +10,7 @@ from weakref import ref
 import torch
 from torch import Tensor
 
+from steadygrad.probe.host import post
 from steadygrad.probe.norms import MISSING
 
 # Of bf16 and fp16 torch takes norms of 8 and 11 bits, the probe of 24.
@@ -44,7 +45,7 @@ class SharedNorms:
         is not finite, which may be an overflow.
         """
         if self._read is None:
-            self._read = torch.stack(list(self._norms)).tolist()  # host sync
+            self._read = post(self._norms).numbers()  # host sync
         if not all(map(math.isfinite, self._read)):
             return None
         known = {

@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor
 
+from steadygrad.probe.host import wide
 from steadygrad.probe.outputs import Activation
 from steadygrad.records import NAN, ActivationStats
 
@@ -77,10 +78,6 @@ class Totals:
 def _square(values: Tensor) -> Tensor:
     """Sum of squares, wide enough that only a value that is not finite makes it so."""
     return torch.linalg.vector_norm(values, dtype=wide(values.device)).square()
-
-
-def wide(device: torch.device) -> torch.dtype:
-    return torch.float32 if device.type == "mps" else torch.float64
 
 
 def _plus(total: Tensor | None, more: Tensor) -> Tensor:
