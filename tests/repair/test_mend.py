@@ -7,7 +7,8 @@ import pytest
 from steadygrad.diagnose.trial import TrialReport
 from steadygrad.records import Finding
 from steadygrad.repair.mend import Answer, NoRun, mend
-from tests.repair.worlds import STEPS, remedy, report
+from steadygrad.repair.score import trains
+from tests.repair.worlds import STEPS, TRIVIAL, remedy, report
 
 HEALTHY, STUCK, DEAD = report(0.1), report(2.0), report(math.nan, steps=60, whole=False)
 
@@ -78,6 +79,21 @@ def test_a_remedy_that_does_not_train_in_half_of_the_run_has_all_of_it():
     found = repair(lab, seeds=2)
     assert found.cured and found.seeds[1].fixed.steps == STEPS
     assert [r.steps for r in lab.asked if r.seed_offset == 1 and r.plan] == [STEPS // 2, None]
+
+
+@pytest.mark.parametrize(("end", "cured"), [(0.5, True), (0.8, False)])
+def test_on_another_seed_half_good_will_do_if_it_is_far_better_than_its_twin(end, cured):
+    odd = Finding("F101", "rule", 0, "model", "odd in its first step", severity="alarm")
+
+    class Odd(Lab):
+        def answer(self, request):
+            if request.seed_offset and request.plan:
+                whole = request.steps is None
+                return report(end * TRIVIAL, steps=request.steps or STEPS, whole=whole, findings=[odd]), ""
+            return super().answer(request)
+
+    assert not trains(report(end * TRIVIAL, findings=[odd]))  # by itself it would be taken for a failure
+    assert repair(Odd(STUCK, {("b",): 0.1}), seeds=2).cured == cured
 
 
 def test_the_proof_of_a_run_that_failed_late_runs_past_the_failure():

@@ -344,8 +344,10 @@ class _Mending:
     def _compare(self, offset: int, twin: TrialReport | None, fixed: TrialReport | None) -> Seeded:
         twin_trains = twin is not None and trains(twin)
         fixed_trains = fixed is not None and trains(fixed)
-        if twin is not None and fixed is not None and fixed_trains and not twin_trains:
-            fixed_trains = beats(fixed, twin, 0.0)
+        if twin is not None and fixed is not None and not twin_trains:
+            # Half good and far better than its twin will do: so the untouched run was judged as well.
+            half_good = fixed.outcome.verdict.kind == "ambiguous" and beats(fixed, twin)
+            fixed_trains = half_good or fixed_trains and beats(fixed, twin, 0.0)
         return Seeded(offset, twin, fixed, twin_trains, fixed_trains)
 
     def _causes(self, case: Case, twin: TrialReport, tried: Sequence[Tried]) -> list[Cause]:
