@@ -201,8 +201,8 @@ MEASURED = [
 
 @pytest.fixture(scope="module")
 def depth_study() -> dict:
-    cells = json.loads((ROOT / "studies" / "depth" / "results.json").read_text())["cells"]
-    return {(cell["net"], cell["init"], cell["depth"]): cell for cell in cells}
+    runs = json.loads((ROOT / "studies" / "depth" / "results.json").read_text())["runs"]
+    return {(run["net"], run["init"], run["depth"]): run for run in runs}
 
 
 @pytest.mark.parametrize("name, words, net, init, depth, ratio", MEASURED)

@@ -55,8 +55,15 @@ def test_what_was_changed_costs_a_little():
 
 
 def test_only_a_clear_improvement_beats_the_untouched_run():
-    assert beats(report(1.2), TWIN) and not beats(report(1.4), TWIN)
-    assert beats(report(1.2), report(math.nan)) and not beats(report(1.9), report(math.nan))
+    half_good = report(1.5)
+    assert half_good.outcome.verdict.kind == "ambiguous"
+    assert beats(report(0.9), half_good) and not beats(report(1.0), half_good)
+
+
+def test_less_is_asked_for_where_the_untouched_run_has_learned_nothing():
+    assert beats(report(1.5), TWIN) and not beats(report(1.7), TWIN)
+    assert beats(report(1.9), report(math.nan)) and not beats(report(2.1), report(math.nan))
+    assert beats(report(1.7), TWIN, math.log(0.9)) and not beats(report(1.5), TWIN, math.log(0.7))
 
 
 def test_a_run_that_skips_most_of_its_steps_does_not_train():

@@ -15,6 +15,7 @@ SKIPPED = 0.5  # share of skipped steps above which nothing was trained
 FAILING = ("nonfinite", "stopped", "nan_loss", "exploded", "unbounded")
 GOOD = math.log(0.3)  # 70 % below a constant prediction: the run has learned
 BETTER = math.log(0.65)  # an improvement that is more than luck
+LEARNED = math.log(0.8)  # the same where the untouched run has learned nothing at all
 
 
 def level(run: TrialReport, twin: TrialReport) -> float:
@@ -68,7 +69,20 @@ def trains(run: TrialReport) -> bool:
     return outcome.failed < 0.5 and outcome.verdict.kind != "unknown" and outcome.skipped <= SKIPPED
 
 
-def beats(run: TrialReport, twin: TrialReport, part: float = BETTER) -> bool:
-    """Whether a run has clearly lost less than the untouched one (which may have lost everything)."""
+def margin(twin: TrialReport) -> float:
+    """How far below the untouched run another must be to have done clearly better, as a difference of levels.
+
+    Beside a run that is no better than a constant prediction less is asked for: some losses have a high floor (for text
+    half of what a constant loses, and more), and to learn where nothing was learned is no luck. A run that ended in NaN
+    is beaten by whatever is below a constant prediction.
+    """
+    if not math.isfinite(level(twin, twin)):
+        return 0.0
+    verdict = twin.facts.verdict
+    return LEARNED if verdict is not None and verdict.kind == "stuck" else BETTER
+
+
+def beats(run: TrialReport, twin: TrialReport, part: float | None = None) -> bool:
+    """Whether a run has lost less than the untouched one (which may have lost everything): clearly, or by ``part``."""
     mine, its = level(run, twin), level(twin, twin)
-    return math.isfinite(mine) and mine < min(its, 0.0) + part
+    return math.isfinite(mine) and mine < min(its, 0.0) + (margin(twin) if part is None else part)

@@ -259,9 +259,7 @@ class Search:
             and tried.arm.name not in self._rejected
             and tried.report is not None
             and trains(tried.report)
-            and beats(
-                tried.report, self._twin, BETTER if math.isfinite(level(self._twin, self._twin)) else 0.0
-            )
+            and beats(tried.report, self._twin)
         )
 
     def _good(self, tried: Tried) -> bool:
