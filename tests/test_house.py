@@ -43,6 +43,7 @@ FLOORS = {
     "checking": 9,
     "mending": 9,
     "cli_words": 9,
+    "cli_choices": 9,
     "cli": 10,
 }
 

@@ -13,7 +13,6 @@ import shutil
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,6 +20,7 @@ import typer
 
 from steadygrad import __version__, config
 from steadygrad.checking import run_check, run_diagnose, run_rerun
+from steadygrad.cli_choices import Closeness, Engine, Guard, LiveRepair
 from steadygrad.cli_words import DiagnoseCommand, RunCommand, Words, checked_target
 from steadygrad.integrations.options import Options
 from steadygrad.integrations.prescribed import read_prescription
@@ -43,36 +43,6 @@ app = typer.Typer(
     add_completion=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-
-class Closeness(str, Enum):
-    """The values of ``--tier``."""
-
-    cheap = "cheap"
-    standard = "standard"
-    deep = "deep"
-
-
-class Guard(str, Enum):
-    """The values of ``--guard``."""
-
-    off = "off"
-    warn = "warn"
-    on = "on"
-
-
-class Engine(str, Enum):
-    """The values of ``--engine``."""
-
-    local = "local"
-    ray = "ray"
-
-
-class LiveRepair(str, Enum):
-    """The values of ``--repair``."""
-
-    off = "off"
-    live = "live"
 
 
 class BadInput(Exception):
@@ -407,15 +377,9 @@ def study(
     from steadygrad import studying
 
     try:
-        folder = studying.chosen(name)
-        if name is None:
-            return functools.partial(studying.list_studies, folder, _json_path(json))
-        chosen = studying.load(folder, name)
+        return studying.job(name, _json_path(json), smoke=smoke, jobs=jobs, resume=resume)
     except studying.NoStudy as error:
         raise BadInput(str(error)) from None
-    return functools.partial(
-        studying.run_study, chosen, _json_path(json), smoke=smoke, jobs=jobs, resume=resume
-    )
 
 
 def main(args: Sequence[str] | None = None) -> int | None:

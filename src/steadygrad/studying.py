@@ -9,7 +9,8 @@ from __future__ import annotations
 import ast
 import json as jsonlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -67,6 +68,18 @@ def chosen(name: str | None) -> Path:
     if name is not None and name not in names(folder):
         raise NoStudy(f"no study {name!r}; there are {', '.join(names(folder))}")
     return folder
+
+
+def job(name: str | None, json: str | None, *, smoke: bool, jobs: int, resume: bool) -> Callable[[], int]:
+    """What is to be done: run this study, or list them all.
+
+    Raises:
+        NoStudy: there is none of that name, or a package is missing.
+    """
+    folder = chosen(name)
+    if name is None:
+        return partial(list_studies, folder, json)
+    return partial(run_study, load(folder, name), json, smoke=smoke, jobs=jobs, resume=resume)
 
 
 def list_studies(folder: Path, json: str | None) -> int:
