@@ -88,8 +88,8 @@ class Watched:
 
             def begin(step):
                 if late:
-                    self.late_steps += self.watcher._session._docket._waiting[-1:] != [] and (
-                        self.watcher._session._docket._waiting[-1].ended.on_its_way is not None
+                    self.late_steps += self.watcher._session._judging._docket._waiting[-1:] != [] and (
+                        self.watcher._session._judging._docket._waiting[-1].ended.on_its_way is not None
                     )
                     self.waits.append(device.waits - begun[0])
                     begun[0] = device.waits
@@ -191,7 +191,9 @@ def test_whoever_asks_is_told_of_steps_whose_numbers_are_on_their_way(tmp_path):
             model(torch.ones(8, 16)).square().mean().backward()
             optimizer.step()
             assert isinstance(watcher.findings, list)
-            assert watcher._session._docket.take() == [] and watcher._session.record.steps == step + 1
+            assert (
+                watcher._session._judging._docket.take() == [] and watcher._session.record.steps == step + 1
+            )
 
 
 def test_an_error_in_the_numbers_disarms_and_the_run_goes_on(tmp_path, monkeypatch):

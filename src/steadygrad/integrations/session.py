@@ -20,16 +20,17 @@ from torch.optim import Optimizer
 from steadygrad.guard.guard import Guard
 from steadygrad.guard.policy import GuardExit, GuardStop
 from steadygrad.guard.state import TrainingState, find_scalers, find_schedulers
-from steadygrad.integrations.docket import LARGE, Docket, Waiting
+from steadygrad.integrations.docket import LARGE
 from steadygrad.integrations.guarding import new_guard, new_live_repair
 from steadygrad.integrations.in_force import InForce, Prescribed
+from steadygrad.integrations.judging import Judging
 from steadygrad.integrations.live_repair import LiveRepair
 from steadygrad.integrations.options import Observer, Options
 from steadygrad.integrations.ours import ours
 from steadygrad.integrations.reasons import Reasons
 from steadygrad.integrations.run_record import RunRecord
 from steadygrad.probe.joinpoints import JoinPoints
-from steadygrad.probe.probe import Ended, Probe
+from steadygrad.probe.probe import Probe
 from steadygrad.probe.tiers import TIERS
 from steadygrad.records import Action, RunSummary, StepStats
 from steadygrad.rules.engine import RuleSet
@@ -69,8 +70,7 @@ class Session:
         self._reasons = Reasons(options.locate)
         self._in_force = InForce()
         self._skipped_by_guard: set[int] = set()  # optimizers, in the step that is under way
-        self._docket = Docket()
-        self._may_wait = False
+        self._judging = Judging(self._rules, self._reasons, self.record, self._probe)
         self._put_back = False  # the run, when somebody asked between two steps
         self._steps = 0  # that are over, of the optimizer that has taken most
         self._prescribed = Prescribed(options.prescription, self._in_force, self.record)
@@ -92,7 +92,7 @@ class Session:
 
     def attach(self, models: Sequence[nn.Module], optimizers: Sequence[Optimizer]) -> None:
         """Watch just these."""
-        self._probe = Probe(models, tier=TIERS[self.options.tier])
+        self._probe = self._judging.probe = Probe(models, tier=TIERS[self.options.tier])
         self._joinpoints.install(all_optimizers=False)
         for optimizer in optimizers:
             self._joinpoints.attach(optimizer)
@@ -163,7 +163,7 @@ class Session:
             self._meet_optimizers()
         self._reasons.before_step()
         index = self._probe.optimizer_index(optimizer)
-        stale, self._put_back = self._catch_up() or self._put_back, False
+        stale, self._put_back = self._judging.catch_up() or self._put_back, False
         if self._guard is not None:
             if stale and self._guard.stop is not None:
                 self._raise_stop(self._guard.stop.reason)
@@ -218,11 +218,11 @@ class Session:
         self._skipped_by_guard.discard(index)
         if self._trying and self.live is not None:
             stats = ended.complete()
-            self._write(stats)
+            self._judging.write(stats)
             self._rules.observe(stats)
             self.live.step(optimizer, stats)
         else:
-            self._over(optimizer, ended, skipped)
+            self._judging.over(optimizer, ended, skipped)
         if self._guard is not None and self._guard.stop is not None:
             self._raise_stop(self._guard.stop.reason)
 
@@ -237,79 +237,17 @@ class Session:
         if not self._trying:
             self.record.action(action)
 
-    def _write(self, stats: StepStats) -> None:
-        """A step goes on record."""
-        clip = self._guard.policy.clip if self._guard is not None else None
-        self.record.step(stats, self._probe.params, {} if clip is None else {"guard_clip": clip})
-
-    def _over(self, optimizer: Optimizer, ended: Ended, skipped: bool) -> None:
-        """A step of the run is over: it is judged, or waits for the next ones if that comes to the same."""
-        if ended.on_its_way is None:
-            self._write(ended.stats)
-        self._reasons.step_over(ended.stats)
-        tick = (
-            self._guard.step_over(optimizer, ended.stats.optimizer, skipped=skipped)
-            if self._guard is not None
-            else 0
-        )
-        may_wait = self._docket.ordinary(ended.stats) and self.live is None
-        self._docket.add(optimizer, ended, tick, skipped)
-        may_wait = may_wait and (self._may_wait or ended.on_its_way is not None)
-        if not may_wait or self._docket.full or (self._guard is not None and self._guard.busy):
-            self._settle()
-
-    def _catch_up(self) -> bool:
-        """A step begins: the numbers of the last one have arrived. Whether they have put the run back."""
-        stats = self._docket.complete()
-        if stats is None:
-            return False
-        self._write(stats)
-        return (not self._may_wait or not self._docket.ordinary(stats)) and self._judge_all()
-
     @ours(None)
     def settle(self) -> None:
         """Judge the steps that wait, so that whoever asks is told of all that happened."""
-        self._put_back |= self._settle()
-
-    def _settle(self) -> bool:
-        stats = self._docket.complete()
-        if stats is not None:
-            self._write(stats)
-        return self._judge_all()
-
-    def _judge_all(self) -> bool:
-        """Judge the steps that wait. Whether the guard has put the run into another state."""
-        waiting = self._docket.take()
-        put_back = any([self._judge(step) for step in waiting])
-        for index in {step.stats.optimizer for step in waiting}:
-            self._docket.learn(index, self._rules.history(index))
-        return put_back
-
-    def _judge(self, step: Waiting) -> bool:
-        """Ask for reasons, and have the guard act. Whether it has put the run into another state."""
-        stats, optimizer = step.stats, step.optimizer()
-        findings = self._rules.observe(stats)
-        for finding in findings:
-            self.record.finding(finding)
-        self._reasons.judged(optimizer, stats, findings, self._rules)
-        if self._guard is None:
-            return False
-        if self.live is not None:
-            self.live.before_the_guard()
-        history = self._rules.history(stats.optimizer)
-        actions = self._guard.judge(stats, findings, history, step.tick, skipped=step.skipped)
-        for action in actions:
-            self.record.action(action)
-            if action.action == "rollback" and self.live is not None and optimizer is not None:
-                self.live.begin(action, optimizer)
-        return bool(actions)
+        self._put_back |= self._judging.settle()
 
     def _meet_optimizers(self) -> None:
         """A new optimizer takes its first step: a run begins, or (k-fold, a second phase) begins anew.
 
         Whatever we hold of models that the script has let go is let go as well, before we look around.
         """
-        self._settle()
+        self._judging.settle()
         again = self._guard is not None or bool(self._known)
         if again:
             self._probe.forget_models()
@@ -325,21 +263,21 @@ class Session:
         for optimizer in optimizers:
             self._probe.optimizer_index(optimizer)
         self._reasons.models_found(self._probe.roots)
-        self._may_wait = sum(prod(info.shape) for info in self._probe.params) < LARGE
+        self._judging.may_wait = sum(prod(info.shape) for info in self._probe.params) < LARGE
         if self.options.guard != "on":
             return
         state = TrainingState(self._probe.roots, optimizers, find_schedulers(optimizers), find_scalers())
         if self._guard is not None:
             self._guard.guard_state(state)
             return
-        self._guard = new_guard(state, self._probe, self._rules, self.record)
+        self._guard = self._judging.guard = new_guard(state, self._probe, self._rules, self.record)
         self._prepare_repair()
 
     def _prepare_repair(self) -> None:
         """Remedies are tried where it was asked for, and where the guard acts."""
         asked = self._replay_length is not None or self.options.repair == "live"
         if self._guard is not None and self.live is None and asked:
-            self.live = new_live_repair(
+            self.live = self._judging.live = new_live_repair(
                 self._guard, self._in_force, self._rules, self.record, self._replay_length
             )
 

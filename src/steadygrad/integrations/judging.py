@@ -1,0 +1,95 @@
+"""Steps that are over are judged, in their order: at once, or in a row where that comes to the same."""
+
+from __future__ import annotations
+
+from torch.optim import Optimizer
+
+from steadygrad.guard.guard import Guard
+from steadygrad.integrations.docket import Docket, Waiting
+from steadygrad.integrations.live_repair import LiveRepair
+from steadygrad.integrations.reasons import Reasons
+from steadygrad.integrations.run_record import RunRecord
+from steadygrad.probe.probe import Ended, Probe
+from steadygrad.records import StepStats
+from steadygrad.rules.engine import RuleSet
+
+
+class Judging:
+    """Has the rules look at each step that is over, and the guard act on what they find.
+
+    Args:
+        rules: the detectors.
+        reasons: is told what they found.
+        record: gets each step, finding and action.
+        probe: knows the parameters that the numbers of a step belong to.
+    """
+
+    def __init__(self, rules: RuleSet, reasons: Reasons, record: RunRecord, probe: Probe) -> None:
+        self.probe = probe
+        self.guard: Guard | None = None
+        self.live: LiveRepair | None = None
+        self.may_wait = False  # an ordinary step
+        self._rules, self._reasons, self._record = rules, reasons, record
+        self._docket = Docket()
+
+    def write(self, stats: StepStats) -> None:
+        """A step goes on record."""
+        clip = self.guard.policy.clip if self.guard is not None else None
+        self._record.step(stats, self.probe.params, {} if clip is None else {"guard_clip": clip})
+
+    def over(self, optimizer: Optimizer, ended: Ended, skipped: bool) -> None:
+        """A step of the run is over: it is judged, or waits for the next ones if that comes to the same."""
+        if ended.on_its_way is None:
+            self.write(ended.stats)
+        self._reasons.step_over(ended.stats)
+        tick = (
+            self.guard.step_over(optimizer, ended.stats.optimizer, skipped=skipped)
+            if self.guard is not None
+            else 0
+        )
+        may_wait = self._docket.ordinary(ended.stats) and self.live is None
+        self._docket.add(optimizer, ended, tick, skipped)
+        may_wait = may_wait and (self.may_wait or ended.on_its_way is not None)
+        if not may_wait or self._docket.full or (self.guard is not None and self.guard.busy):
+            self.settle()
+
+    def catch_up(self) -> bool:
+        """A step begins: the numbers of the last one have arrived. Whether they have put the run back."""
+        stats = self._docket.complete()
+        if stats is None:
+            return False
+        self.write(stats)
+        return (not self.may_wait or not self._docket.ordinary(stats)) and self._judge_all()
+
+    def settle(self) -> bool:
+        """Judge the steps that wait. Whether the guard has put the run into another state."""
+        stats = self._docket.complete()
+        if stats is not None:
+            self.write(stats)
+        return self._judge_all()
+
+    def _judge_all(self) -> bool:
+        waiting = self._docket.take()
+        put_back = any([self._judge(step) for step in waiting])
+        for index in {step.stats.optimizer for step in waiting}:
+            self._docket.learn(index, self._rules.history(index))
+        return put_back
+
+    def _judge(self, step: Waiting) -> bool:
+        """Ask for reasons, and have the guard act. Whether it has put the run into another state."""
+        stats, optimizer = step.stats, step.optimizer()
+        findings = self._rules.observe(stats)
+        for finding in findings:
+            self._record.finding(finding)
+        self._reasons.judged(optimizer, stats, findings, self._rules)
+        if self.guard is None:
+            return False
+        if self.live is not None:
+            self.live.before_the_guard()
+        history = self._rules.history(stats.optimizer)
+        actions = self.guard.judge(stats, findings, history, step.tick, skipped=step.skipped)
+        for action in actions:
+            self._record.action(action)
+            if action.action == "rollback" and self.live is not None and optimizer is not None:
+                self.live.begin(action, optimizer)
+        return bool(actions)
