@@ -123,7 +123,7 @@ def test_whoever_asks_is_told_of_all_that_happened(tmp_path):
             model(torch.randn(8, 4)).square().mean().backward()
             optimizer.step()
         assert isinstance(watcher.findings, list)
-        assert watcher._session._docket.take() == []
+        assert watcher._session._judging._docket.take() == []
 
 
 def test_a_large_model_is_judged_at_every_step(tmp_path, monkeypatch):
