@@ -375,6 +375,30 @@ def test_every_element_is_looked_at_once_in_16_steps_and_no_part_is_much_larger(
         assert max(sizes) <= 1.5 * sum(sizes) / 16
 
 
+def test_of_many_tensors_a_step_looks_at_few_when_two_turns_are_over():
+    params = [param(10 + i % 7) for i in range(100)]
+    optimizer = torch.optim.SGD(params, lr=1e-3)
+    for p in params:
+        p.grad = torch.ones_like(p)
+    rotation = Rotation(16, state_turns=4, most_tensors=4)
+    seen = [[s.param for s in look(optimizer, params, rotation, step)] for step in range(32 + 2 * 25)]
+    every = list(range(100))
+    assert [sum(part, []) for part in (seen[:16], seen[16:32], seen[32:57], seen[57:])] == [every] * 4
+    assert max(map(len, seen[:32])) >= 6 and max(map(len, seen[32:])) <= 5
+    # The part depends on the step alone: a run that goes on from a checkpoint looks at the same.
+    resumed = Rotation(16, state_turns=4, most_tensors=4)
+    for step in (40, 60, 5):
+        assert [s.param for s in look(optimizer, params, resumed, step)] == seen[step]
+
+
+def test_of_few_tensors_the_bound_changes_nothing():
+    params = [param(10) for _ in range(64)]
+    optimizer = torch.optim.SGD(params, lr=1e-3)
+    rotation = Rotation(16, state_turns=4, most_tensors=4)
+    seen = [[s.param for s in look(optimizer, params, rotation, step)] for step in range(64)]
+    assert [sum(seen[i : i + 16], []) for i in range(0, 64, 16)] == [list(range(64))] * 4
+
+
 def test_slices_scale_their_weight_norm():
     p = nn.Parameter(torch.full((64, 1024), 2.0))
     optimizer = torch.optim.SGD([p], lr=0.5)
@@ -500,6 +524,8 @@ def test_bad_numbers():
         Rotation(0)
     with pytest.raises(ValueError, match="state_turns must be at least 1, got 0"):
         Rotation(state_turns=0)
+    with pytest.raises(ValueError, match="most_tensors must be at least 1, got 0"):
+        Rotation(most_tensors=0)
 
 
 # ---------------------------------------------------------------------- do no harm

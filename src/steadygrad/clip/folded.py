@@ -241,7 +241,8 @@ def _odd_gradients(params: Sequence[Tensor], grads: Sequence[Tensor]) -> str:
         return "a gradient is float64 or complex, and the factor is float32; nothing need be done"
     if dtypes != [p.dtype for p in params]:
         return "a gradient has another dtype than its parameter; give both the same"
-    if [g.stride() for g in grads] != [p.stride() for p in params]:
+    contiguous = all(map(Tensor.is_contiguous, grads)) and all(map(Tensor.is_contiguous, params))
+    if not contiguous and [g.stride() for g in grads] != [p.stride() for p in params]:
         return (
             "a gradient lies in memory in another order than its parameter, and a fused step of torch mixes up "
             "its entries on a CPU, with or without a clip; assign gradients in the parameter's memory_format"

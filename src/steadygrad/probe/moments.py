@@ -12,9 +12,9 @@ from torch import Tensor
 from steadygrad.probe.host import near
 from steadygrad.records import NAN
 
-SAMPLE = 32768  # elements in one step for the means of g^2 / v, which the tensors of that step share
+SAMPLE = 16384  # elements in one step for the means of g^2 / v, which the tensors of that step share
 LEAST = (
-    4096  # elements for the mean of one: its root is within 1.1 % (one sigma) of the slice's if g is Gaussian
+    2048  # elements for the mean of one: its root is within 1.6 % (one sigma) of the slice's if g is Gaussian
 )
 FLOOR = 1e-38  # smallest normal float32: below it a second moment has lost its digits
 

@@ -41,7 +41,7 @@ class _Watched:
         self.infos: list[ParamInfo] = []
         self.numbers: list[int] = []  # of its parameters in the tables of the trace
         self.tensors: list[Tensor] = []
-        self.rotation = Rotation(tier.rotation, tier.state_turns)
+        self.rotation = Rotation(tier.rotation, tier.state_turns, tier.most_tensors)
         self.raw: dict[int, float] = {}  # id of a parameter -> norm of its gradient before the user's clip
         self.amp_skips = 0
         self.last_time: float | None = None
@@ -329,13 +329,12 @@ def _norms_at_step(
     wrapper of his own around ``step``. ``posted``: what the optimizer will divide by, a GradScaler's or the clip's; it
     is asked for behind the norms, which were posted later, and given back last.
     """
-    grads = [p.grad for p in tensors]
     fold = fold_of(optimizer)
     known = fold.raw_norms(tensors) if fold is not None else None  # host sync
     if fold is not None and known is not None:
-        raw = np.array(known)
-        return raw, raw * float(fold.scale), posted.numbers()[0]
-    norms = gradient_norms(grads)  # host sync
+        raw, scale = np.array(known), fold.scale.item()
+        return raw, raw if scale == 1 else raw * scale, posted.numbers()[0]
+    norms = gradient_norms([p.grad for p in tensors])  # host sync
     factor = posted.numbers()[0]
     applied = norms / factor if factor != 1.0 else norms
     return norms if fold is not None and fold.folded else applied, applied, factor

@@ -26,6 +26,7 @@ from steadygrad.probe.reductions import Posted, Readings
 from steadygrad.probe.slices import Piece, Plan, at_hand
 from steadygrad.records import NAN, TensorStats
 
+EARLY_TURNS = 2  # turns in which a net of many tensors is looked at as closely as one of few
 SAFE = (1e-15, 1e18)  # float32 norms between these have squares that neither under- nor overflow
 
 
@@ -101,14 +102,18 @@ class Rotation:
     ``num_parts * state_turns`` steps. Which part a step looks at depends on the step
     and the shapes alone. A small model has steps in which nothing is looked at.
 
+    What a look takes is bound by the number of tensors in all but the largest nets. With ``most_tensors`` a net of
+    more than ``most_tensors * num_parts`` is looked at in smaller parts, of about so many tensors each, when its
+    first two turns are over: a turn is then as many steps longer.
+
         update_ratio = ||w_new - w_old|| / ||w_old||
         adam_rms     = sqrt(mean(g^2 / v_hat)),   v_hat = v / (1 - beta^t)
 
     with v and t as they are *after* the step, so that g is part of v: ``exp_avg_sq`` of the Adam family, and
     ``square_avg`` of RMSprop and Adadelta (corrected for its start at 0 in the same way, whatever the optimizer
     does). The mean goes over the elements whose v is above 0 (rows that never had a gradient do not count), in the
-    first rows of the slice: 32,768 elements, or where a step looks at several tensors an equal share of that for
-    each, at least 4096. It is nan for sparse gradients, for other optimizers, and where the step was not taken.
+    first rows of the slice: 16,384 elements, or where a step looks at several tensors an equal share of that for
+    each, at least 2048. It is nan for sparse gradients, for other optimizers, and where the step was not taken.
 
     Frozen parameters, and what cannot be read here (meta, quantised, empty, without floating values), are left
     out. Of a sharded parameter (DTensor) the part on this process is read. Complex numbers count as pairs of reals.
@@ -116,6 +121,7 @@ class Rotation:
     Args:
         num_parts: steps in one turn, at least 1.
         state_turns: turns in which all of the optimizer's state is looked at, at least 1.
+        most_tensors: that a step looks at, roughly, at least 1; None for as many as there are.
 
     Raises:
         ValueError: a number below 1.
@@ -131,12 +137,14 @@ class Rotation:
         [(1.0, 4.0, 0.25)]
     """
 
-    def __init__(self, num_parts: int = 16, state_turns: int = 4) -> None:
-        for name, number in (("num_parts", num_parts), ("state_turns", state_turns)):
-            if number < 1:
+    def __init__(self, num_parts: int = 16, state_turns: int = 4, most_tensors: int | None = None) -> None:
+        numbers = {"num_parts": num_parts, "state_turns": state_turns, "most_tensors": most_tensors}
+        for name, number in numbers.items():
+            if number is not None and number < 1:
                 raise ValueError(f"{name} must be at least 1, got {number}")
         self.num_parts = num_parts
         self.state_turns = state_turns
+        self.most_tensors = most_tensors
         self._plans: WeakKeyDictionary[Optimizer, Plan] = WeakKeyDictionary()
         self._open: WeakKeyDictionary[Optimizer, _Open] = WeakKeyDictionary()
 
@@ -157,13 +165,12 @@ class Rotation:
             step: number of the step, which decides the part.
             grad_scale: the gradients are too large by this factor, and the optimizer will divide them itself.
         """
-        turn, part = divmod(step, self.num_parts)
         self._open.pop(optimizer, None)  # of a step that raised
         plan = self._plans.get(optimizer)
-        if plan is None or not plan.fits(params, part):
-            plan = self._new_plan(optimizer, params)
-        if plan.parts[part]:
-            self._look(optimizer, params, plan.parts[part], numbers, turn, part, grad_scale)
+        if plan is None or not plan.begin <= step < plan.end or not plan.fits(params, step):
+            plan = self._new_plan(optimizer, params, step)
+        if plan.part(step):
+            self._look(optimizer, params, plan, numbers, step, grad_scale)
 
     def after(self, optimizer: Optimizer, applied: bool) -> tuple[TensorStats, ...]:
         """The numbers of this step's part, with one copy to the host. Empty without a :meth:`before`.
@@ -186,19 +193,20 @@ class Rotation:
         self,
         optimizer: Optimizer,
         params: Sequence[Tensor],
-        pieces: list[Piece],
+        plan: Plan,
         numbers: Sequence[int],
-        turn: int,
-        part: int,
+        step: int,
         grad_scale: float,
     ) -> None:
-        """The first half of a look at these pieces, before the step."""
+        """The first half of a look at the pieces of this step, before it is taken."""
+        pieces = plan.part(step)
         weights = [piece.read(params[piece.position]) for piece in pieces]
         if any(weight is None for weight in weights):  # moved, reshaped or cast in place
-            pieces = self._new_plan(optimizer, params).parts[part]
+            plan = self._new_plan(optimizer, params, step)
+            pieces = plan.part(step)
             weights = [piece.read(params[piece.position]) for piece in pieces]
         mine, most = [params[piece.position] for piece in pieces], max(LEAST, SAMPLE // max(1, len(pieces)))
-        seen = self._open[optimizer] = _Open(list(pieces), mine, numbers, turn, grad_scale, most)
+        seen = self._open[optimizer] = _Open(list(pieces), mine, numbers, plan.turn(step), grad_scale, most)
         present = {i: weight for i, weight in enumerate(weights) if weight is not None}
         seen.read.add_norms("weight", present)  # brings the weights near: the copy comes after it
         copy_grouped_([pieces[i].old for i in present], list(present.values()))
@@ -231,8 +239,17 @@ class Rotation:
             moments = _read_moments(optimizer, seen, states)
         return Look(seen, weights, states, floats, moments, applied, read.post())
 
-    def _new_plan(self, optimizer: Optimizer, params: Sequence[Tensor]) -> Plan:
-        plan = self._plans[optimizer] = Plan(optimizer, params, self.num_parts)
+    def _new_plan(self, optimizer: Optimizer, params: Sequence[Tensor], step: int) -> Plan:
+        """A plan for this step and those to come."""
+        parts, begin, end = self.num_parts, 0, math.inf
+        if self.most_tensors is not None:
+            smaller = math.ceil(sum(p.requires_grad for p in params) / self.most_tensors)
+            early = EARLY_TURNS * self.num_parts
+            if smaller > parts and step < early:
+                end = early
+            elif smaller > parts:
+                parts, begin = smaller, early
+        plan = self._plans[optimizer] = Plan(optimizer, params, parts, begin=begin, end=end)
         return plan
 
 

@@ -100,9 +100,26 @@ class Piece:
 
 
 class Plan:
-    """Which slices of an optimizer's parameters are looked at in which part of the rotation."""
+    """Which slices of an optimizer's parameters are looked at in which part of the rotation.
 
-    def __init__(self, optimizer: Optimizer, params: Sequence[Tensor], num_parts: int) -> None:
+    Args:
+        optimizer: trains them.
+        params: its parameters.
+        num_parts: steps of a turn.
+        begin: the step at which the first turn begins.
+        end: the step from which on there is to be another plan.
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        params: Sequence[Tensor],
+        num_parts: int,
+        *,
+        begin: int = 0,
+        end: float = math.inf,
+    ) -> None:
+        self.begin, self.end = begin, end
         self.params = list(params)
         self.trained = [p.requires_grad for p in params]
         self.parts: list[list[Piece]] = [[] for _ in range(num_parts)]
@@ -120,16 +137,24 @@ class Plan:
             at += cost
         self._make_room()
 
-    def fits(self, params: Sequence[Tensor], part: int) -> bool:
-        """Whether the plan still holds, as far as this part of it goes; the first one stands for the whole plan."""
+    def turn(self, step: int) -> int:
+        """How often all has been looked at when this step begins."""
+        return (step - self.begin) // len(self.parts)
+
+    def part(self, step: int) -> list[Piece]:
+        """What this step looks at."""
+        return self.parts[(step - self.begin) % len(self.parts)]
+
+    def fits(self, params: Sequence[Tensor], step: int) -> bool:
+        """Whether the plan still holds, as far as this step goes; the first of a turn stands for the whole plan."""
         if len(params) != len(self.params):
             return False
-        if part == 0:
+        if (step - self.begin) % len(self.parts) == 0:
             same = all(map(is_, params, self.params))
             return same and [p.requires_grad for p in params] == self.trained
         return all(
             params[piece.position] is self.params[piece.position] and params[piece.position].requires_grad
-            for piece in self.parts[part]
+            for piece in self.part(step)
         )
 
     def _make_room(self) -> None:

@@ -13,13 +13,16 @@ class Tier:
     The tiers differ in how soon the rest comes round:
 
         tier       weights and updates   optimizer state    activations      portrait of the graph
-        cheap      a 16th at each step   every 64 steps     every 50 steps   every 50 steps
+        cheap      a 16th at each step*  every 64 steps*    every 50 steps   every 50 steps
         standard   an 8th at each step   every 16 steps     every 10 steps   every 50 steps
         deep       all at each step      at each step       at each step     every 10 steps
 
     Activations and portraits are taken at steps 0, 1, 2, 5, 10 and 20 besides. Between the steps in which activations
     are sampled there is no hook in the model. With ``deep`` no number rests on a part of the weights, so the update
     ratio is that of the whole tensor; only the mean behind ``adam_rms`` stays a sample.
+
+    * A net of more than 64 tensors is looked at in parts of about 4 tensors from step 32 on: one of 200 tensors in 50
+    steps, and its state in 200. Its steps are short beside the calls that a closer look takes.
 
     What a tier takes is proportional to what it reads: the weights, their gradients and the optimizer's state once
     in ``rotation`` steps, and room for ``1 / rotation`` of the weights, which ``deep`` keeps whole. The measured
@@ -31,6 +34,7 @@ class Tier:
         state_turns: turns of the rotation in which all of the optimizer's state is looked at, at least 1.
         activation_every: steps from one sample of the activations to the next, at least 1.
         portrait_every: steps from one portrait to the next, at least 1.
+        most_tensors: that a step looks at when two turns of the rotation are over, at least 1; None for no bound.
 
     Raises:
         ValueError: a number below 1.
@@ -45,19 +49,21 @@ class Tier:
     state_turns: int
     activation_every: int
     portrait_every: int
+    most_tensors: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("rotation", "state_turns", "activation_every", "portrait_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("rotation", "state_turns", "activation_every", "portrait_every", "most_tensors"):
+            number = getattr(self, name)
+            if number is not None and number < 1:
+                raise ValueError(f"{name} must be at least 1, got {number}")
 
     @property
     def state_every(self) -> int:
-        """Steps in which every number of the optimizer's state is looked at once."""
+        """Steps in which every number of the state of an optimizer with few tensors is looked at once."""
         return self.rotation * self.state_turns
 
 
-CHEAP = Tier("cheap", rotation=16, state_turns=4, activation_every=50, portrait_every=50)
+CHEAP = Tier("cheap", rotation=16, state_turns=4, activation_every=50, portrait_every=50, most_tensors=4)
 STANDARD = Tier("standard", rotation=8, state_turns=2, activation_every=10, portrait_every=50)
 DEEP = Tier("deep", rotation=1, state_turns=1, activation_every=1, portrait_every=10)
 TIERS = {tier.name: tier for tier in (CHEAP, STANDARD, DEEP)}
