@@ -193,7 +193,7 @@ def test_a_remedy_that_fails_in_its_trial_is_no_candidate_and_harms_nothing(tmp_
     (remedy,) = remedies(summary)
     assert "stays in force" in remedy.reason
     assert not any(name.startswith("clip at") for name in remedy.details)
-    assert summary.notes == ()
+    assert not any("switched itself off" in note for note in summary.notes)
 
 
 def test_our_own_error_in_a_trial_disarms_us_and_leaves_the_state_of_the_guard(tmp_path, monkeypatch):

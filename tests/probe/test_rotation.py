@@ -399,6 +399,32 @@ def test_of_few_tensors_the_bound_changes_nothing():
     assert [sum(seen[i : i + 16], []) for i in range(0, 64, 16)] == [list(range(64))] * 4
 
 
+def test_a_small_net_is_looked_at_every_few_steps_at_as_many_parts_together():
+    params = [param(100, 50), *[param(50) for _ in range(9)]]
+    optimizer = torch.optim.SGD(params, lr=1e-3)
+    rotation = Rotation(16, state_turns=4, small_every=4)
+    seen = [[s.param for s in look(optimizer, params, rotation, step)] for step in range(32)]
+    assert [step for step in range(32) if seen[step]] == list(range(0, 32, 4))
+    assert sum(seen[:16], []) == sum(seen[16:], []) == list(range(10))
+    large = [param(600, 500), param(50)]  # is looked at in every step as ever
+    optimizer = torch.optim.SGD(large, lr=1e-3)
+    assert all(look(optimizer, large, rotation, step) for step in range(16))
+
+
+@pytest.mark.parametrize("every", [1, 3, 4, 16, 100])
+def test_each_element_of_a_small_net_is_in_one_part(every):
+    shapes = [(300, 40), (7,), (20, 900), ()]
+    params = [nn.Parameter(torch.empty(shape)) for shape in shapes]
+    plan = Plan(torch.optim.SGD(params, lr=0.1), params, 16, small_every=every)
+    counts = [torch.zeros(shape, dtype=torch.int8) for shape in shapes]
+    for part in plan.parts:
+        assert len({piece.position for piece in part}) == len(part)
+        for piece in part:
+            assert piece.old.shape == piece.of(counts[piece.position]).shape
+            piece.of(counts[piece.position]).add_(1)
+    assert all((count == 1).all() for count in counts)
+
+
 def test_slices_scale_their_weight_norm():
     p = nn.Parameter(torch.full((64, 1024), 2.0))
     optimizer = torch.optim.SGD([p], lr=0.5)
@@ -526,6 +552,8 @@ def test_bad_numbers():
         Rotation(state_turns=0)
     with pytest.raises(ValueError, match="most_tensors must be at least 1, got 0"):
         Rotation(most_tensors=0)
+    with pytest.raises(ValueError, match="small_every must be at least 1, got 0"):
+        Rotation(small_every=0)
 
 
 # ---------------------------------------------------------------------- do no harm

@@ -75,7 +75,8 @@ def looked_at(tier, runs):
 def test_a_watched_run_is_looked_at_as_its_tier_says(tmp_path):
     cheap, standard, deep = (looked_at(tier, tmp_path) for tier in TIERS)
     assert all(params == 32 and activations for params, activations, _ in deep)
-    assert 0 < max(params for params, *_ in cheap) < max(params for params, *_ in standard) < 32
+    totals = [sum(params for params, *_ in run) for run in (cheap, standard, deep)]
+    assert totals == [3 * 32, 6 * 32, 48 * 32]
     portraits = [[i for i, (*_, portrait) in enumerate(run) if portrait and i >= 20] for run in (cheap, deep)]
     assert portraits == [[20], [20, 30, 40]]
     assert [i for i, (_, activations, _) in enumerate(standard) if activations and i > 20] == [30, 40]

@@ -104,7 +104,9 @@ class Rotation:
 
     What a look takes is bound by the number of tensors in all but the largest nets. With ``most_tensors`` a net of
     more than ``most_tensors * num_parts`` is looked at in smaller parts, of about so many tensors each, when its
-    first two turns are over: a turn is then as many steps longer.
+    first two turns are over: a turn is then as many steps longer. In a small net (less than 262,144 elements in at most
+    ``2 * num_parts`` tensors) the first call costs more than those behind it: with ``small_every`` such a net is looked
+    at every so many steps, at as many parts together.
 
         update_ratio = ||w_new - w_old|| / ||w_old||
         adam_rms     = sqrt(mean(g^2 / v_hat)),   v_hat = v / (1 - beta^t)
@@ -122,6 +124,7 @@ class Rotation:
         num_parts: steps in one turn, at least 1.
         state_turns: turns in which all of the optimizer's state is looked at, at least 1.
         most_tensors: that a step looks at, roughly, at least 1; None for as many as there are.
+        small_every: steps from one look at a small net to the next, at least 1.
 
     Raises:
         ValueError: a number below 1.
@@ -137,14 +140,26 @@ class Rotation:
         [(1.0, 4.0, 0.25)]
     """
 
-    def __init__(self, num_parts: int = 16, state_turns: int = 4, most_tensors: int | None = None) -> None:
-        numbers = {"num_parts": num_parts, "state_turns": state_turns, "most_tensors": most_tensors}
+    def __init__(
+        self,
+        num_parts: int = 16,
+        state_turns: int = 4,
+        most_tensors: int | None = None,
+        small_every: int = 1,
+    ) -> None:
+        numbers = {
+            "num_parts": num_parts,
+            "state_turns": state_turns,
+            "most_tensors": most_tensors,
+            "small_every": small_every,
+        }
         for name, number in numbers.items():
             if number is not None and number < 1:
                 raise ValueError(f"{name} must be at least 1, got {number}")
         self.num_parts = num_parts
         self.state_turns = state_turns
         self.most_tensors = most_tensors
+        self.small_every = small_every
         self._plans: WeakKeyDictionary[Optimizer, Plan] = WeakKeyDictionary()
         self._open: WeakKeyDictionary[Optimizer, _Open] = WeakKeyDictionary()
 
@@ -249,7 +264,9 @@ class Rotation:
                 end = early
             elif smaller > parts:
                 parts, begin = smaller, early
-        plan = self._plans[optimizer] = Plan(optimizer, params, parts, begin=begin, end=end)
+        plan = self._plans[optimizer] = Plan(
+            optimizer, params, parts, begin=begin, end=end, small_every=self.small_every
+        )
         return plan
 
 

@@ -19,6 +19,7 @@ from steadygrad.probe.local import readable
 PIECES_PER_PART = (
     4  # a tensor is cut into pieces of at most 1/4 of a part: no part is over 1.25 times its share
 )
+SMALL = 262_144  # elements of a net whose parts take less to read than to begin with
 SMALLEST_CUT = 8192  # elements; a tensor smaller than this is never cut
 OVERHEAD = 8192  # elements that are read in the time that the calls for one more tensor take, roughly
 
@@ -108,6 +109,7 @@ class Plan:
         num_parts: steps of a turn.
         begin: the step at which the first turn begins.
         end: the step from which on there is to be another plan.
+        small_every: steps from one look to the next if the net is small; those between look at nothing.
     """
 
     def __init__(
@@ -118,6 +120,7 @@ class Plan:
         *,
         begin: int = 0,
         end: float = math.inf,
+        small_every: int = 1,
     ) -> None:
         self.begin, self.end = begin, end
         self.params = list(params)
@@ -135,6 +138,8 @@ class Plan:
                 part = min(int(at / width + middle * cost / width), num_parts - 1)
                 _append(self.parts[part], piece)
             at += cost
+        if sum(w.numel() for _, w in found) < SMALL and len(found) <= 2 * num_parts:
+            self._join(small_every)
         self._make_room()
 
     def turn(self, step: int) -> int:
@@ -156,6 +161,14 @@ class Plan:
             params[piece.position] is self.params[piece.position] and params[piece.position].requires_grad
             for piece in self.part(step)
         )
+
+    def _join(self, every: int) -> None:
+        """Put the parts of so many steps into the first of them."""
+        for i, part in enumerate(self.parts):
+            if i % every:
+                for piece in part:
+                    _append(self.parts[i - i % every], piece)
+                part.clear()
 
     def _make_room(self) -> None:
         """Buffers for the weights of one part, shared by all parts; low precision is kept in float32."""

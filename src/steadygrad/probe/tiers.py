@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +22,8 @@ class Tier:
     ratio is that of the whole tensor; only the mean behind ``adam_rms`` stays a sample.
 
     * A net of more than 64 tensors is looked at in parts of about 4 tensors from step 32 on: one of 200 tensors in 50
-    steps, and its state in 200. Its steps are short beside the calls that a closer look takes.
+    steps, and its state in 200. Its steps are short beside the calls that a closer look takes. A net of less than
+    262,144 elements in at most 32 tensors is looked at every 4th step, at a quarter.
 
     What a tier takes is proportional to what it reads: the weights, their gradients and the optimizer's state once
     in ``rotation`` steps, and room for ``1 / rotation`` of the weights, which ``deep`` keeps whole. The measured
@@ -35,6 +36,7 @@ class Tier:
         activation_every: steps from one sample of the activations to the next, at least 1.
         portrait_every: steps from one portrait to the next, at least 1.
         most_tensors: that a step looks at when two turns of the rotation are over, at least 1; None for no bound.
+        small_every: steps from one look at a small net to the next, at least 1.
 
     Raises:
         ValueError: a number below 1.
@@ -50,12 +52,13 @@ class Tier:
     activation_every: int
     portrait_every: int
     most_tensors: int | None = None
+    small_every: int = 1
 
     def __post_init__(self) -> None:
-        for name in ("rotation", "state_turns", "activation_every", "portrait_every", "most_tensors"):
-            number = getattr(self, name)
-            if number is not None and number < 1:
-                raise ValueError(f"{name} must be at least 1, got {number}")
+        for field in fields(self):
+            number = getattr(self, field.name)
+            if isinstance(number, int) and number < 1:
+                raise ValueError(f"{field.name} must be at least 1, got {number}")
 
     @property
     def state_every(self) -> int:
@@ -63,7 +66,15 @@ class Tier:
         return self.rotation * self.state_turns
 
 
-CHEAP = Tier("cheap", rotation=16, state_turns=4, activation_every=50, portrait_every=50, most_tensors=4)
+CHEAP = Tier(
+    "cheap",
+    rotation=16,
+    state_turns=4,
+    activation_every=50,
+    portrait_every=50,
+    most_tensors=4,
+    small_every=4,
+)
 STANDARD = Tier("standard", rotation=8, state_turns=2, activation_every=10, portrait_every=50)
 DEEP = Tier("deep", rotation=1, state_turns=1, activation_every=1, portrait_every=10)
 TIERS = {tier.name: tier for tier in (CHEAP, STANDARD, DEEP)}
