@@ -18,7 +18,7 @@ from torch.optim import Optimizer
 
 from benchmarks.speed_clock import beyond, interleave, ratio, typical
 from benchmarks.speed_models import WORKLOADS
-from benchmarks.speed_monitor import Monitor
+from benchmarks.speed_monitor import YOUNG, Monitor
 from benchmarks.speed_rows import Effort, Row, row
 from steadygrad.clip import FoldedClip
 
@@ -78,6 +78,12 @@ def clip_rows(size: str, effort: Effort) -> list[Row]:
         calls[f"folded, {says}"] = FoldedClip(plain["fused"], max_norm).step
         calls[f"folded and watched, {says}"] = FoldedClip(watched, max_norm).step
         around[f"folded and watched, {says}"] = listening
+    interleave(
+        {"watched": calls["folded and watched, no step clipped"]},
+        YOUNG,
+        before=given.put_back,
+        around={"watched": listening},
+    )
     t = interleave(
         calls, effort.of(200 if size == "1M" else 30), warm=3, before=given.put_back, around=around
     )

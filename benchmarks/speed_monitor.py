@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
@@ -21,12 +22,12 @@ from benchmarks.speed_rows import Effort, Row, row
 from steadygrad.clip import FoldedClip
 from steadygrad.probe.joinpoints import JoinPoints
 from steadygrad.probe.probe import Probe
+from steadygrad.probe.rotation import EARLY_TURNS
 from steadygrad.probe.tiers import CHEAP, TIERS
 from steadygrad.records import StepStats
 
-PARTS = 16  # steps in one turn of the rotation
 TURN = 50  # steps from one look at the activations to the next
-YOUNG = 21  # the first steps are looked at more often: 0, 1, 2, 5, 10, 20
+YOUNG = EARLY_TURNS * CHEAP.rotation + 1  # the first steps are looked at more closely
 LOOKING = replace(CHEAP, name="looking", activation_every=1, portrait_every=1)
 
 
@@ -113,7 +114,9 @@ def monitor_rows(size: str, effort: Effort) -> list[Row]:
     }
     interleave({"watched": watched.step}, rounds=YOUNG, warm=0, around=listening)
     calls = {"plain": plain.step, "watched": watched.step}
-    seconds = interleave(calls, rounds=effort.of(2 * TURN, least=PARTS), warm=0, around=listening)
+    parts = parts_of(watched.model)
+    rounds = effort.of(max(2 * TURN, 4 * parts), least=CHEAP.rotation)
+    seconds = interleave(calls, rounds, warm=0, around=listening)
     calls = {"plain": plain.step, "looked at": looked_at.step}
     beside = interleave(calls, rounds=effort.of(20), warm=3, around=listening)
     step = median(seconds["plain"])
@@ -126,7 +129,7 @@ def monitor_rows(size: str, effort: Effort) -> list[Row]:
     name = f"{size}: monitor beyond the clip"
     return [
         row_of(f"{name}, mean over steps", average, goal=0.005, rounds=len(usual)),
-        row_of(f"{name}, worst step", worst_part(share, YOUNG), goal=0.01, rounds=len(usual)),
+        row_of(f"{name}, worst step", worst_part(share, YOUNG, parts), goal=0.01, rounds=len(usual)),
         row_of(f"{name}, a step with its activations", sampled),
         row_of(f"{name}, worst of the first {YOUNG} steps", max(share[:YOUNG])),
         row(f"{size}: a plain step", typical(seconds["plain"]), unit="s", cadence=workload.says),
@@ -144,7 +147,7 @@ def tier_rows(size: str, effort: Effort) -> list[Row]:
     }
     calls = {"plain": plain.step, **{name: one.step for name, one in watched.items()}}
     interleave(calls, rounds=YOUNG, warm=0, around=listening)
-    t = interleave(calls, rounds=effort.of(2 * TURN, least=PARTS), warm=0, around=listening)
+    t = interleave(calls, rounds=effort.of(2 * TURN, least=CHEAP.rotation), warm=0, around=listening)
     step = median(t["plain"])
     return [
         row(
@@ -158,7 +161,12 @@ def tier_rows(size: str, effort: Effort) -> list[Row]:
     ]
 
 
-def worst_part(steps: Sequence[float], start: int) -> float:
+def parts_of(model: nn.Module) -> int:
+    """Steps in one turn of the rotation, once the first turns are over."""
+    return max(CHEAP.rotation, math.ceil(len(list(model.parameters())) / (CHEAP.most_tensors or math.inf)))
+
+
+def worst_part(steps: Sequence[float], start: int, parts: int) -> float:
     """The part of the rotation that takes longest: the largest of the medians over its turns.
 
     Steps before ``start`` do not count, nor do those on which activations are sampled: an outlier is no worst part.
@@ -166,5 +174,5 @@ def worst_part(steps: Sequence[float], start: int) -> float:
     turns: dict[int, list[float]] = defaultdict(list)
     for i, value in enumerate(steps):
         if i >= start and i % TURN:
-            turns[i % PARTS].append(value)
+            turns[i % parts].append(value)
     return max(map(median, turns.values()))

@@ -22,6 +22,7 @@ import steadygrad as sg
 from benchmarks.common import ROOT
 from benchmarks.speed_clock import Estimate, interleave, ratio, typical
 from benchmarks.speed_models import WORKLOADS, Training, Workload, training
+from benchmarks.speed_monitor import YOUNG
 from benchmarks.speed_rows import Effort, Row, row
 from benchmarks.speed_state import resident_bytes
 from steadygrad.probe.joinpoints import JoinPoints
@@ -29,7 +30,6 @@ from steadygrad.probe.joinpoints import JoinPoints
 CHAR_RNN = ROOT / "examples" / "char_rnn.py"
 TRANSFORMER = ROOT / "benchmarks" / "speed_transformer.py"
 LEARNING_RATE = 0.01  # of the char-RNN: it trains; as the example stands, it dies
-YOUNG = 21  # steps until watching has found its pace
 
 
 # ---------------------------------------------------------------------- pairs of processes

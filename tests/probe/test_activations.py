@@ -326,6 +326,39 @@ def test_large_finite_values_stay_finite():
     assert sample(model, torch.full((4, 3), 2e38))["0"].rms == pytest.approx(2e38, rel=1e-5)
 
 
+def same(width):
+    """A layer that gives back what it is given."""
+    layer = nn.Linear(width, width, bias=False)
+    with torch.no_grad():
+        layer.weight.copy_(torch.eye(width))
+    return layer
+
+
+@pytest.mark.parametrize("size", [1e-30, 1e-15, 1.0, 1e15, 1e30])
+def test_values_whose_float32_squares_would_not_fit_have_their_rms(size):
+    x = size * torch.randn(16, 8)
+    seen = sample(nn.Sequential(same(8)), x)["0"]
+    assert seen.input_rms == seen.rms == pytest.approx(rms(x), rel=1e-5)
+
+
+def test_of_a_large_output_the_flat_share_is_that_of_evenly_spread_rows():
+    x = torch.linspace(-8, 8, 20_000)[:, None].expand(20_000, 10).contiguous()  # rows from flat to flat
+    for kind, flat in (
+        (nn.Tanh(), lambda y: y.abs() > 0.99),
+        (nn.Sigmoid(), lambda y: (y - 0.5).abs() > 0.49),
+    ):
+        share = float(flat(kind(x)).float().mean())
+        assert 0.1 < share < 0.9
+        assert sample(nn.Sequential(same(10), kind), x)["1"].saturated == pytest.approx(share, abs=0.002)
+
+
+def test_a_unit_that_is_nan_is_not_dead():
+    layer = nn.Linear(4, 4)
+    with torch.no_grad():
+        layer.bias.copy_(torch.tensor([0.0, math.nan, 1.0, -1.0]))
+    assert sample(nn.Sequential(layer, nn.ReLU()), torch.zeros(32, 4))["0"].dead == 0.5
+
+
 def test_calls_are_summed():
     model = nn.Sequential(nn.Linear(2, 2))
     sampler = ActivationSampler([model])

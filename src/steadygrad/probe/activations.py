@@ -78,7 +78,8 @@ class ActivationSampler:
         input_rms = as rms, of the first tensor argument, where that has no history: raw batches
 
     Flat ends: ``|tanh| > 0.99``, a sigmoid outside [0.01, 0.99], a softmax whose largest probability is over 0.999
-    (then a fraction of rows). The activation is known by the name that autograd gave it, so ``F.relu(fc(x))`` is
+    (then a fraction of rows). Of an output of more than 131,072 values evenly spread rows of about so many are counted.
+    The activation is known by the name that autograd gave it, so ``F.relu(fc(x))`` is
     seen too, at the input of the next module: it is reported under ``fc``, which made the values, and under the
     next module if that is not known. Units lie on axis 1 behind convolutions and their norms, else on the last.
     When a module is called again with another number of units, ``dead`` starts anew.

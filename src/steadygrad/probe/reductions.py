@@ -11,6 +11,7 @@ from torch import Tensor
 
 from steadygrad.probe.host import Pending, post
 
+SAFE = (1e-15, 1e18)  # float32 norms between these have squares that neither under- nor overflow
 Numbers = dict[str, dict[Any, float]]
 
 

@@ -22,12 +22,11 @@ from steadygrad.probe.moments import (
     normalised_gradients,
     second_moment,
 )
-from steadygrad.probe.reductions import Posted, Readings
+from steadygrad.probe.reductions import SAFE, Posted, Readings
 from steadygrad.probe.slices import Piece, Plan, at_hand
 from steadygrad.records import NAN, TensorStats
 
 EARLY_TURNS = 2  # turns in which a net of many tensors is looked at as closely as one of few
-SAFE = (1e-15, 1e18)  # float32 norms between these have squares that neither under- nor overflow
 
 
 @dataclass
