@@ -356,7 +356,7 @@ def test_a_unit_that_is_nan_is_not_dead():
     layer = nn.Linear(4, 4)
     with torch.no_grad():
         layer.bias.copy_(torch.tensor([0.0, math.nan, 1.0, -1.0]))
-    assert sample(nn.Sequential(layer, nn.ReLU()), torch.zeros(32, 4))["0"].dead == 0.5
+    assert sample(nn.Sequential(layer, nn.ReLU()), torch.zeros(32, 4))["1"].dead == 0.5
 
 
 def test_calls_are_summed():
