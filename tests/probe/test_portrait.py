@@ -13,6 +13,7 @@ from torch import nn
 from torch.optim import SGD, Adam
 
 import steadygrad as sg
+from steadygrad.probe.compiled import Compiled
 from steadygrad.probe.joinpoints import JoinPoints
 from steadygrad.probe.portrait import Portraitist
 from steadygrad.probe.probe import Probe
@@ -94,7 +95,7 @@ class Double(nn.Module):
 
 
 def test_outputs_of_any_form_are_kept_once():
-    outputs, model, x = RootOutputs(), Double(), torch.ones(2, requires_grad=True)
+    outputs, model, x = RootOutputs(Compiled()), Double(), torch.ones(2, requires_grad=True)
     outputs.arm([model])
     model(x)
     assert [t.tolist() for t in outputs.take()[0]] == [[2, 2], [3, 3]] and outputs.take() == ([], [])
@@ -106,7 +107,7 @@ def test_outputs_of_any_form_are_kept_once():
 
 
 def test_only_the_latest_outputs_are_kept():
-    outputs, model = RootOutputs(), nn.Linear(2, 2)
+    outputs, model = RootOutputs(Compiled()), nn.Linear(2, 2)
     outputs.arm([model])
     for i in range(100):
         model(torch.full((1, 2), float(i)))
@@ -118,14 +119,14 @@ def test_only_the_latest_outputs_are_kept():
 
 
 def test_modules_with_a_fast_path_have_no_hook():
-    outputs = RootOutputs()
+    outputs = RootOutputs(Compiled())
     model = nn.Sequential(nn.TransformerEncoderLayer(8, 2, 16), nn.Linear(8, 8))
     outputs.arm([model])
     assert [bool(m._forward_hooks) for m in (model, *model[:2])] == [True, False, True]
 
 
 def test_an_armed_model_can_be_copied_and_stored(tmp_path):
-    outputs, model = RootOutputs(), mlp()
+    outputs, model = RootOutputs(Compiled()), mlp()
     outputs.arm([model])
     for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
         assert torch.equal(twin(X), model(X).detach())

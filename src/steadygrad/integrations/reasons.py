@@ -92,10 +92,15 @@ class Reasons:
         if stats.optimizer == 0 and stats.step == FIRST_STEPS - 1:
             self.forecast = self._forecast()
 
-    def watch_next_step(self, roots: Sequence[nn.Module]) -> None:
-        """Apart from :meth:`step`: a mode cannot be entered or left while modes are switched off."""
+    def watch_next_step(self, roots: Sequence[nn.Module], *, compiled: bool) -> None:
+        """Apart from :meth:`step`: a mode cannot be entered or left while modes are switched off.
+
+        Args:
+            roots: the models.
+            compiled: the step is part of a compiled function.
+        """
         if self._newest is not None:
-            self._locator.after_step(self._newest, roots)
+            self._locator.after_step(self._newest, roots, compiled=compiled)
         self._newest = None
 
     def _forecast(self) -> dict[str, Any] | None:

@@ -196,7 +196,7 @@ class Session:
         if not self.armed:
             return
         try:
-            self._reasons.watch_next_step(self._probe.roots)
+            self._reasons.watch_next_step(self._probe.roots, compiled=self._joinpoints.compiled)
         except Exception as error:  # noqa: BLE001 - whatever we did wrong, the user's run must go on
             self.disarm(error)
 

@@ -74,8 +74,14 @@ class LiveLocator:
         if self._locator is not None:
             self._locator.gradients_are_there()
 
-    def after_step(self, stats: StepStats, roots: Sequence[nn.Module]) -> None:
-        """A step is over; the coming one is watched if this one was bad."""
+    def after_step(self, stats: StepStats, roots: Sequence[nn.Module], *, compiled: bool = False) -> None:
+        """A step is over; the coming one is watched if this one was bad.
+
+        Args:
+            stats: of the step.
+            roots: the models.
+            compiled: it was taken within a compiled function, in which nothing can be watched.
+        """
         loss_bad = stats.loss is not None and not math.isfinite(stats.loss)
         if self._locator is not None:
             self._take()
@@ -86,7 +92,7 @@ class LiveLocator:
             useful = self._suspect is not None or not self._poisoned
             if useful and (loss_bad or not stats.finite) and self._struck in (None, stats.step) or due:
                 self._struck = stats.step if self._struck is None and not due else self._struck
-                self._arm(stats.step + 1, roots, math.inf if due else MAX_STEPS)
+                self._arm(stats.step + 1, roots, math.inf if due else MAX_STEPS, compiled=compiled)
 
     def arm_for_start(self, roots: Sequence[nn.Module]) -> None:
         """The run is about to begin: watch it from the start if that was asked for."""
@@ -99,10 +105,11 @@ class LiveLocator:
             self._left = 0
             self._take()
 
-    def _arm(self, step: int, roots: Sequence[nn.Module], steps: float) -> None:
-        if find_compiled():
+    def _arm(self, step: int, roots: Sequence[nn.Module], steps: float, *, compiled: bool = False) -> None:
+        if compiled or find_compiled():
+            part = "training step" if compiled else "model"
             self._note(
-                "a part of the model is compiled: set TORCH_COMPILE_DISABLE=1 to have the operation named"
+                f"a part of the {part} is compiled: set TORCH_COMPILE_DISABLE=1 to have the operation named"
             )
             self._from_step = None
             return

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from steadygrad.probe.compiled import Compiled
 from steadygrad.probe.host import post
 from steadygrad.probe.local import readable
-from steadygrad.probe.names import class_name, find_compiled, is_compiled_wrapper, named_roots, walk
+from steadygrad.probe.names import class_name, named_roots, walk
 from steadygrad.probe.outputs import (
     Activation,
     activation_behind,
@@ -91,6 +92,7 @@ class ActivationSampler:
     Args:
         roots: module trees. Names are those of the parameters.
         every: after the first steps, one step in this many is sampled; at least 1.
+        compiled: knows what is compiled; made anew if None.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(2, 3), nn.ReLU())
@@ -102,7 +104,9 @@ class ActivationSampler:
         >>> sampler.disarm()
     """
 
-    def __init__(self, roots: Sequence[nn.Module], every: int = 50) -> None:
+    def __init__(
+        self, roots: Sequence[nn.Module], every: int = 50, *, compiled: Compiled | None = None
+    ) -> None:
         if every < 1:
             raise ValueError(f"every must be at least 1, got {every}")
         self.roots = tuple(roots)
@@ -111,8 +115,7 @@ class ActivationSampler:
         self._named: list[tuple[str, nn.Module]] | None = None
         self._handles: dict[str, RemovableHandle] = {}
         self._dropped: set[str] = set()
-        self._compiled: set[int] = set()  # ids of modules that a torch.compile(module) runs
-        self._arms = 0
+        self._compiled = compiled or Compiled()
         self._seen: dict[str, Totals] = {}  # in the order of the first call
         # Numbers of autograd nodes (never the nodes: those keep the graph) and the module that made them.
         self._made: dict[tuple[int, int], str] = {}
@@ -127,16 +130,12 @@ class ActivationSampler:
         self.disarm()
         if self._named is None:
             self._named = named_roots(self.roots)
-        if (
-            self._arms < 3
-        ):  # a model may be compiled after it was given to us, but hardly later than in step 1
-            self._compiled = {id(module) for module in find_compiled()}
-        self._arms += 1
+        self._compiled.look()
         hooked: set[int] = set()
         for prefix, root in self._named:
-            for path, module in walk(root, into=lambda m: not self._hands_off(m) and not _computes(m)):
+            for path, module in walk(root, into=lambda m: not self._compiled.why(m) and not _computes(m)):
                 name = (prefix + path).removesuffix(".")
-                if why := self._hands_off(module):
+                if why := self._compiled.why(module):
                     self._note(f"activations of {name or 'the model'} are not sampled: it is {why}")
                 elif issubclass(type(module), nn.TransformerEncoderLayer):
                     self._handles[name] = module.register_forward_pre_hook(_GiveWay(self, name))
@@ -216,19 +215,6 @@ class ActivationSampler:
         axis = softmax_axis(node, len(shape)) if kind is Activation.SOFTMAX else unit_axis(node, len(shape))
         target = totals if source is None else self._seen.get(source, totals)
         target.add_activation(kind, values.reshape(shape), axis)
-
-    def _hands_off(self, module: nn.Module) -> str:
-        """Why a module and all below it must be left alone; "" if they need not."""
-        kind, forward = type(module), getattr(module, "forward", None)
-        if (
-            id(module) in self._compiled
-            or is_compiled_wrapper(kind)
-            or getattr(module, "_compiled_call_impl", None) is not None  # module.compile()
-            or hasattr(forward, "_torchdynamo_orig_callable")
-            and not getattr(forward, "_torchdynamo_disable", False)
-        ):
-            return "compiled"
-        return "scripted" if issubclass(kind, torch.jit.ScriptModule) else ""
 
     def _note(self, text: str) -> None:
         if text not in self.notes:

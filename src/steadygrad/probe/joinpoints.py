@@ -65,6 +65,7 @@ class JoinPoints:
         self.steps = 0  # that have begun, of all its optimizers
         self._thread: int | None = None
         self.inside = False  # a step within a step (Lookahead) belongs to the outer one
+        self.compiled = False  # what is told now is told from within a compiled function of the user's
         self._muted = False
 
     @property
@@ -144,6 +145,15 @@ class JoinPoints:
                 other._muted = False
             if owner is not None and owner in others and optimizer not in owners:
                 owner.attach(optimizer)
+
+    @contextmanager
+    def in_compiled_frame(self) -> Iterator[None]:
+        """Inside the block a compiled function is on the stack: a mode that is entered there would not be left."""
+        self.compiled = True
+        try:
+            yield
+        finally:
+            self.compiled = False
 
     # ------------------------------------------------------------------ the step
     def step(

@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 from steadygrad._foreach import nonfinite
 from steadygrad.clip._told import fold_of
 from steadygrad.probe.activations import ActivationSampler, sampled
+from steadygrad.probe.compiled import Compiled
 from steadygrad.probe.host import Pending, post
 from steadygrad.probe.loop_facts import LoopFacts
 from steadygrad.probe.loss import LossKeeper
@@ -87,7 +88,8 @@ class Probe:
         self._order: list[_Watched] = []
         self._loss = LossKeeper()
         self._portraits = Portraitist()
-        self._outputs = RootOutputs()
+        self._compiled = Compiled()
+        self._outputs = RootOutputs(self._compiled)
         self._portrait_due = True
         self._loop = LoopFacts()
         self._told = 0  # oddities of the loop that are on a record already
@@ -311,7 +313,10 @@ class Probe:
     def _arm_for(self, step: int) -> None:
         """Hooks for the coming step, if its activations are to be sampled."""
         if self._sampler is None or list(self._sampler.roots) != self.roots:
-            self._sampler = ActivationSampler(self.roots, self._tier.activation_every)
+            self._compiled.forget()
+            self._sampler = ActivationSampler(
+                self.roots, self._tier.activation_every, compiled=self._compiled
+            )
         self._outputs.disarm()
         self._portrait_due = sampled(step, self._tier.portrait_every)
         if self._sampler.due(step):

@@ -11,15 +11,22 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from steadygrad.probe.compiled import Compiled
+
 MAX_KEPT = 32  # outputs with a history: a rollout may make thousands before it is differentiated
 MAX_PLAIN = 8  # outputs without a history that are kept: an evaluation makes many
 DEPTH = 2  # modules so far below a root: a script may call `model.head(model.trunk(x))`
 
 
 class RootOutputs:
-    """Keeps the outputs of the upper modules from a sampled forward until its backward begins."""
+    """Keeps the outputs of the upper modules from a sampled forward until its backward begins.
 
-    def __init__(self) -> None:
+    Args:
+        compiled: knows what is compiled, and left alone.
+    """
+
+    def __init__(self, compiled: Compiled) -> None:
+        self._compiled = compiled
         self._seen: deque[Tensor] = deque(maxlen=MAX_KEPT)
         self._plain: deque[Tensor] = deque(maxlen=MAX_PLAIN)
         self._handles: list[RemovableHandle] = []
@@ -28,11 +35,11 @@ class RootOutputs:
         """Listen to the next forwards. Modules with a fast path for evaluation are left alone: a hook turns it off."""
         self.disarm()
         for root in roots:
-            for module in _upper(root, DEPTH):
+            for module in self._upper(root, DEPTH):
                 fast = issubclass(
                     type(module), (nn.TransformerEncoderLayer, nn.TransformerEncoder, nn.MultiheadAttention)
                 )
-                if not fast and not issubclass(type(module), torch.jit.ScriptModule):
+                if not fast:
                     self._handles.append(module.register_forward_hook(_Keep(self)))
 
     def disarm(self) -> None:
@@ -59,6 +66,14 @@ class RootOutputs:
         elif isinstance(output, dict):
             self.saw(list(output.values()))
 
+    def _upper(self, module: nn.Module, depth: int) -> Iterator[nn.Module]:
+        if self._compiled.why(module):
+            return
+        yield module
+        if depth > 0:
+            for child in module.children():
+                yield from self._upper(child, depth - 1)
+
 
 class _Keep:
     """A forward hook that is inert in copies of its module, and in a file needs no steadygrad to load."""
@@ -72,10 +87,3 @@ class _Keep:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return getattr, (nullcontext(), "__exit__")
-
-
-def _upper(module: nn.Module, depth: int) -> Iterator[nn.Module]:
-    yield module
-    if depth > 0:
-        for child in module.children():
-            yield from _upper(child, depth - 1)

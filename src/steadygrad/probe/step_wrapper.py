@@ -28,16 +28,18 @@ class _Outside:
         if owner is None:
             return True
         owner.steps += 1
-        applied = owner.listener.before_step(optimizer)
-        if not applied:
-            owner.listener.after_step(optimizer, False)
+        with owner.in_compiled_frame():
+            applied = owner.listener.before_step(optimizer)
+            if not applied:
+                owner.listener.after_step(optimizer, False)
         return applied
 
     @staticmethod
     def _after(optimizer: Optimizer) -> None:
         owner = at_step(optimizer)
         if owner is not None:
-            owner.listener.after_step(optimizer, True)
+            with owner.in_compiled_frame():
+                owner.listener.after_step(optimizer, True)
 
 
 @functools.cache
