@@ -16,7 +16,7 @@ export OMP_NUM_THREADS ?= 1
 	touch $@
 
 .venv/all: .venv/test
-	$(PIP) -e ".[test,lint,pandas,optimizers,studies,parquet,lightning,hf,accelerate,tensorboard,wandb,mlflow,trackio]"
+	$(PIP) -e ".[test,lint,pandas,optimizers,studies,parquet,lightning,hf,accelerate,frameworks,tensorboard,wandb,mlflow,trackio]"
 	touch $@
 
 .venv/bench: .venv/test

@@ -23,7 +23,7 @@ MAX_EACH = 3  # reasons for and against, further findings
 PLAIN_WIDTH = 110
 
 REASONS_SCRIPT = (
-    "the script trains without torch.optim (parameters changed by hand)",
+    "the script trains without torch.optim (parameters changed by hand, an optimizer of Keras)",
     "it only defines functions: nothing called them",
     "training happens in a process it started itself: use  steadygrad run -- <the launcher and its words>",
 )
