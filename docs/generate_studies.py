@@ -26,6 +26,7 @@ CLAIMS = (
     "batch_norm_rate",
     "degradation",
     "selu_fixed_point",
+    "dynamical_isometry",
 )
 
 

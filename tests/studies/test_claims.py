@@ -131,6 +131,14 @@ def test_selu_fixed_point():
     assert one(runs, activation="relu")["moment"] < 1e-6
 
 
+def test_dynamical_isometry():
+    runs = smoke("dynamical_isometry")
+    kept, lost = (one(runs, part="spectrum", init=i) for i in ("orthogonal", "gaussian"))
+    assert kept["condition"] < 1.001 and lost["to_median"] > 1e6
+    orthogonal, gaussian = (one(runs, part="training", init=i)["loss"] for i in ("orthogonal", "gaussian"))
+    assert orthogonal < 1.9 < gaussian
+
+
 @pytest.mark.parametrize("name", CLAIMS)
 def test_a_claim_has_seeds_a_control_and_its_paper(name):
     study = study_of(name)

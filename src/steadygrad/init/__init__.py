@@ -20,6 +20,7 @@ from steadygrad.init.gain import moments as moments
 from steadygrad.init.initialise import SCHEMES as SCHEMES
 from steadygrad.init.initialise import InitReport as InitReport
 from steadygrad.init.initialise import initialise as initialise
+from steadygrad.init.isometry import jacobian_singular_values as jacobian_singular_values
 from steadygrad.init.lsuv import unit_variance_scales as unit_variance_scales
 from steadygrad.init.mup import mup_multipliers as mup_multipliers
 from steadygrad.init.mup import scaled_groups as scaled_groups
