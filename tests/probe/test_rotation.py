@@ -358,7 +358,7 @@ MODELS = {
 @pytest.mark.parametrize("model", MODELS)
 def test_every_element_is_looked_at_once_in_16_steps_and_no_part_is_much_larger(model):
     params = [nn.Parameter(torch.empty(shape)) for shape in MODELS[model]]
-    plan = Plan(torch.optim.SGD(params, lr=0.1), params, 16)
+    plan = Plan(params, 16)
     counts = [torch.zeros(shape, dtype=torch.int8) for shape in MODELS[model]]
     firsts = [0] * len(params)
     for part in plan.parts:
@@ -415,7 +415,7 @@ def test_a_small_net_is_looked_at_every_few_steps_at_as_many_parts_together():
 def test_each_element_of_a_small_net_is_in_one_part(every):
     shapes = [(300, 40), (7,), (20, 900), ()]
     params = [nn.Parameter(torch.empty(shape)) for shape in shapes]
-    plan = Plan(torch.optim.SGD(params, lr=0.1), params, 16, small_every=every)
+    plan = Plan(params, 16, small_every=every)
     counts = [torch.zeros(shape, dtype=torch.int8) for shape in shapes]
     for part in plan.parts:
         assert len({piece.position for piece in part}) == len(part)
@@ -493,6 +493,20 @@ def test_the_plan_follows_the_parameters():
     assert look(optimizer, [c, b], rotation)[0].weight_norm == 9.0
     c.data = c.data.double()
     assert look(optimizer, [c, b], rotation)[0].weight_norm == 9.0
+
+
+def test_the_decay_is_that_of_the_group_that_a_parameter_is_in_now():
+    """As under ``clip.clipped_updates``: the groups are split for one step, and whole in the next."""
+    a, b = param(3), param(4)
+    optimizer = torch.optim.Adam([a, b], lr=0.0, betas=(0.9, 0.999))
+    rotation, (whole,) = Rotation(1, state_turns=1), optimizer.param_groups
+    rest, of_a = {**whole, "params": []}, {**whole, "params": [a]}
+    of_b = {**whole, "params": [b], "betas": (0.9, 0.9)}
+    for step, groups in enumerate([[rest, of_a, of_b], [of_b, of_a], [rest, of_a, of_b]]):
+        optimizer.param_groups = groups
+        a.grad, b.grad = torch.ones_like(a), torch.ones_like(b)
+        seen = look(optimizer, [a, b], rotation, step)
+        assert [s.adam_rms for s in seen] == pytest.approx([1.0, 1.0], rel=1e-3)
 
 
 def test_a_parameter_that_is_replaced_during_the_step():

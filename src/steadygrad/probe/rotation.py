@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -264,7 +264,7 @@ class Rotation:
             elif smaller > parts:
                 parts, begin = smaller, early
         plan = self._plans[optimizer] = Plan(
-            optimizer, params, parts, begin=begin, end=end, small_every=self.small_every
+            params, parts, begin=begin, end=end, small_every=self.small_every
         )
         return plan
 
@@ -273,9 +273,10 @@ def _read_moments(optimizer: Optimizer, seen: _Open, states: list[dict[str, Any]
     """Read what :func:`adam_rms` needs, for every piece that has a gradient and a second moment."""
     moments: dict[int, Moment] = {}
     groups: dict[tuple[torch.device, torch.dtype], list[tuple[int, Tensor]]] = defaultdict(list)
+    group_of = _group_of(optimizer)
     for i, grad in seen.grads.items():
         piece = seen.pieces[i]
-        moment = second_moment(optimizer.param_groups[piece.group], states[i])
+        moment = second_moment(group_of(seen.params[i]), states[i])
         average = at_hand(moment.average) if moment is not None else None
         if moment is not None and average is not None and piece.matches(average):
             moments[i] = moment
@@ -288,6 +289,15 @@ def _read_moments(optimizer: Optimizer, seen: _Open, states: list[dict[str, Any]
     steps = {i: moment.step for i, moment in moments.items()}
     seen.read.add("step", {i: s.reshape(()) if isinstance(s, Tensor) else s for i, s in steps.items()})
     return moments
+
+
+def _group_of(optimizer: Optimizer) -> Callable[[Tensor], dict[str, Any]]:
+    """Gives the group that a parameter is in now: a wrapper may have split the groups for this step."""
+    groups = optimizer.param_groups
+    if len(groups) == 1:
+        return lambda param: groups[0]
+    owners = {id(p): group for group in groups for p in group["params"]}
+    return lambda param: owners.get(id(param), groups[0])
 
 
 def _stats(

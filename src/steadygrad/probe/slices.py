@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import Parameter
-from torch.optim import Optimizer
 
 from steadygrad.probe.local import readable
 
@@ -49,7 +48,6 @@ class Piece:
     """A slice of one parameter, looked at in one step of the rotation."""
 
     position: int  # of the parameter
-    group: int
     shape: torch.Size  # of the whole parameter, as it can be read here
     dtype: torch.dtype
     device: torch.device
@@ -104,8 +102,7 @@ class Plan:
     """Which slices of an optimizer's parameters are looked at in which part of the rotation.
 
     Args:
-        optimizer: trains them.
-        params: its parameters.
+        params: of one optimizer.
         num_parts: steps of a turn.
         begin: the step at which the first turn begins.
         end: the step from which on there is to be another plan.
@@ -114,7 +111,6 @@ class Plan:
 
     def __init__(
         self,
-        optimizer: Optimizer,
         params: Sequence[Tensor],
         num_parts: int,
         *,
@@ -126,7 +122,6 @@ class Plan:
         self.params = list(params)
         self.trained = [p.requires_grad for p in params]
         self.parts: list[list[Piece]] = [[] for _ in range(num_parts)]
-        group_of = {id(p): g for g, group in enumerate(optimizer.param_groups) for p in group["params"]}
         wholes = [(i, readable(p)) for i, p in enumerate(params) if p.requires_grad]
         found = [(i, w) for i, w in wholes if w is not None and w.numel() > 0]
         # All tensors lie on one line, each as long as it costs; the line is cut into equal parts.
@@ -134,7 +129,7 @@ class Plan:
         at = 0.0
         for i, whole in found:
             cost = whole.numel() + OVERHEAD
-            for piece, middle in _cut(i, group_of.get(id(params[i]), 0), whole, cost / width):
+            for piece, middle in _cut(i, whole, cost / width):
                 part = min(int(at / width + middle * cost / width), num_parts - 1)
                 _append(self.parts[part], piece)
             at += cost
@@ -190,7 +185,7 @@ class Plan:
             piece.old = rooms[key][offset : offset + numel].view(piece.sliced_shape)
 
 
-def _cut(position: int, group: int, whole: Tensor, share: float) -> Iterable[tuple[Piece, float]]:
+def _cut(position: int, whole: Tensor, share: float) -> Iterable[tuple[Piece, float]]:
     """Pieces of a tensor that costs ``share`` parts, each with the place of its middle in the tensor, in (0, 1)."""
     n = math.ceil(PIECES_PER_PART * share) if whole.numel() >= SMALLEST_CUT else 1
     dim = 0
@@ -200,9 +195,7 @@ def _cut(position: int, group: int, whole: Tensor, share: float) -> Iterable[tup
     n = min(n, rows)
     for k in range(n):
         start, end = rows * k // n, rows * (k + 1) // n
-        piece = Piece(
-            position, group, whole.shape, whole.dtype, whole.device, dim, start, end - start, first=k == 0
-        )
+        piece = Piece(position, whole.shape, whole.dtype, whole.device, dim, start, end - start, first=k == 0)
         yield piece, (start + end) / 2 / rows
 
 
