@@ -27,6 +27,8 @@ CLAIMS = (
     "degradation",
     "selu_fixed_point",
     "dynamical_isometry",
+    "stale_second_moment",
+    "silent_corruption",
 )
 
 

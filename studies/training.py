@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from itertools import islice
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -28,12 +28,14 @@ def watched(
     *,
     loss_fn: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,
     clip: Callable[[list[Tensor | None]], object] | None = None,
+    around: Callable[[Optimizer], AbstractContextManager[object]] = nullcontext,
     **options: Any,
 ) -> Iterator[sg.Run]:
     """Train on every batch of a feed, watched, and give the run as it was recorded.
 
     Args:
         clip: called with the gradients before each step.
+        around: each step is taken inside ``around(optimizer)``.
         options: of ``sg.watch``; the guard is off unless they say otherwise. A run that it stops is given as it is.
     """
     with TemporaryDirectory() as folder:
@@ -44,7 +46,8 @@ def watched(
                     loss_fn(model(x), y).backward()
                     if clip is not None:
                         clip([p.grad for p in model.parameters()])
-                    optimizer.step()
+                    with around(optimizer):
+                        optimizer.step()
             except sg.GuardStop:
                 pass
         yield sg.Run(watcher.run_dir)

@@ -31,7 +31,7 @@ FORGOTTEN = math.sqrt((LAYERS + 1) ** (LAYERS + 1) / LAYERS**LAYERS) * 2 ** (LAY
 
 def measure(seed: int, smoke: bool, part: str, init: str, lr: float) -> Run:
     """The singular values of a linear net, or the loss of a watched training."""
-    return spectrum(init, smoke) if part == "spectrum" else training(seed, init, lr, 40 if smoke else STEPS)
+    return spectrum(init, smoke) if part == "spectrum" else training(seed, init, lr, 25 if smoke else STEPS)
 
 
 def spectrum(init: str, smoke: bool) -> Run:
