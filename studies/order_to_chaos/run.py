@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from steadygrad.init import audit, chi, critical_point, fixed_point
+from steadygrad.init import audit, chi, critical_point, depth_limits, fixed_point
 from steadygrad.nn.models import mlp
 from studies.claim import Run, Study, Value, by_seed, each
 from studies.figure import BLUE, GREY, RED, panels
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 SIGMA_B = 0.05**0.5
 VARIANCES = (1.0, 1.3, 1.76, 2.5, 4.0)  # sigma_w^2
 CRITICAL = 1.76
+FATES = {1.0: "vanishes", 1.3: "vanishes", 1.76: "holds", 2.5: "explodes", 4.0: "explodes"}
+FAR = 10.0  # times larger or smaller, over 60 layers: then a gradient explodes or vanishes
 CLOSE = 0.02  # in log chi, which is 0.1 in the variance
 
 
@@ -38,7 +40,20 @@ def measure(seed: int, smoke: bool, variance: float) -> Run:
     norms = [row.grad_norm for row in audit(model, x).rows[:depth]]
     theory = math.log(chi("tanh", sigma_w, SIGMA_B))
     log_chi = 2 * math.log(norms[0] / norms[-1]) / (depth - 1)
-    return {"log_chi": log_chi, "theory": theory, "off": log_chi - theory, "norms": norms}
+    limits = depth_limits("tanh", sigma_w, SIGMA_B, q=q, width=width, factor=FAR, max_depth=depth)
+    return {
+        "log_chi": log_chi,
+        "theory": theory,
+        "off": log_chi - theory,
+        "norms": norms,
+        "fate": limits.backward.fate,
+        "measured_fate": fate(norms[0] / norms[-1]),
+    }
+
+
+def fate(growth: float) -> str:
+    """What became of a gradient that grew by this factor from the last layer to the first."""
+    return "explodes" if growth > FAR else "vanishes" if growth < 1 / FAR else "holds"
 
 
 def crossing(runs: Sequence[Run]) -> float:
@@ -48,6 +63,11 @@ def crossing(runs: Sequence[Run]) -> float:
         if y0 < 0 <= y1:
             return x0 - y0 * (x1 - x0) / (y1 - y0)
     return math.nan
+
+
+def foretold(runs: Sequence[Run]) -> float:
+    """Nets whose fate the depth predictor gave rightly: as the theory has it, and as the gradient went."""
+    return sum(run["fate"] == run["measured_fate"] == FATES[run["variance"]] for run in runs)
 
 
 def worst_shuffled(runs: Sequence[Run]) -> float:
@@ -99,6 +119,7 @@ STUDY = Study(
             lambda runs: [critical_point("tanh", SIGMA_B).sigma_w ** 2],
         ),
         Value("variance at which the measured line crosses 0", "1.76", 1.66, 1.86, by_seed(crossing)),
+        Value("of five nets, fates that sg.init.depth_limits gives rightly", "5", 5, 5, by_seed(foretold)),
         Value(
             "largest difference with the labels shuffled", "fails", 0, CLOSE, by_seed(worst_shuffled), 1, True
         ),
