@@ -28,7 +28,7 @@ VOCABULARY, LENGTH, SEQUENCES, WIDTH = 1000, 32, 8, 128
 
 def measure(seed: int, smoke: bool, part: str, placement: str, depth: int, warm_up: bool) -> Run:
     """The norm as the trace of a watched step has it; or what the forecast says of Adam before the first step."""
-    width = 64 if smoke else WIDTH
+    width = 64 if smoke and part == "gradient" else WIDTH
     tokens = torch.randint(0, VOCABULARY, (SEQUENCES, LENGTH + 1))
     model = net(placement, depth, width, tokens)
     if part == "forecast":
@@ -126,5 +126,5 @@ STUDY = Study(
     ],
     measure=measure,
     draw=draw,
-    smoke_arms=[arm(p, d) for p in ("pre", "post") for d in (2, 4, 8)],
+    smoke_arms=[*(arm(p, d) for p in ("pre", "post") for d in (2, 4, 8)), COLD],
 )

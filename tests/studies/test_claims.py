@@ -54,6 +54,7 @@ def test_order_to_chaos():
 
     runs = smoke("order_to_chaos")
     assert all(abs(run["off"]) < 0.06 for run in runs)
+    assert [run["fate"] for run in runs[::4]] == ["vanishes", "explodes"]
     assert crossing(runs) == pytest.approx(1.76, abs=0.25)
     assert crossing(runs[3:]) != crossing(runs[3:])  # nothing is crossed above it
 
@@ -62,11 +63,13 @@ def test_layer_norm_placement():
     runs = smoke("layer_norm_placement")
     powers = {
         p: exponent(
-            [r["depth"] for r in pick(runs, placement=p)], [r["norm"] for r in pick(runs, placement=p)]
+            [r["depth"] for r in pick(runs, part="gradient", placement=p)],
+            [r["norm"] for r in pick(runs, part="gradient", placement=p)],
         )
         for p in ("pre", "post")
     }
     assert -0.8 < powers["pre"] < -0.25 and abs(powers["post"]) < 0.2
+    assert one(runs, part="forecast")["warned"] == 1
 
 
 def test_edge_of_stability():
