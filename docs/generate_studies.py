@@ -29,6 +29,9 @@ CLAIMS = (
     "dynamical_isometry",
     "stale_second_moment",
     "silent_corruption",
+    "init_by_activation",
+    "skips_and_depth",
+    "activations_without_norm",
 )
 
 
