@@ -32,6 +32,8 @@ CLAIMS = (
     "init_by_activation",
     "skips_and_depth",
     "activations_without_norm",
+    "dropout_variance_shift",
+    "adamw_clipping_xavier",
 )
 
 
