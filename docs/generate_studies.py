@@ -34,6 +34,9 @@ CLAIMS = (
     "activations_without_norm",
     "dropout_variance_shift",
     "adamw_clipping_xavier",
+    "recurrent_layer_norm",
+    "clipping_limits",
+    "length_warmup",
 )
 
 

@@ -71,7 +71,7 @@ def measure(seed: int, smoke: bool, part: str, activation: str, weights: str) ->
     else:
         initialise(model, data.x[:BATCH], "he_normal", gain=math.sqrt(2))
     optimizer = torch.optim.AdamW(model.parameters(), lr=LR)
-    with watched(model, optimizer, digit_batches(data, BATCH, 40 if smoke else STEPS, seed)) as run:
+    with watched(model, optimizer, digit_batches(data, BATCH, 4 if smoke else STEPS, seed)) as run:
         return {"loss": final(losses(run))}
 
 

@@ -112,7 +112,7 @@ def draw(runs: Sequence[Run]) -> Figure:
         axis.set_title(name, fontsize=10)
         axis.set_xlabel("step; dotted: the bad batch, and guessing")
     axes[0].set_ylabel("training loss, nats")
-    axes[0].legend(frameon=False, loc="upper left", fontsize=9)
+    axes[0].legend(frameon=False, loc="upper left", fontsize=8)
     return figure
 
 

@@ -72,7 +72,7 @@ def measure(seed: int, smoke: bool, activation: str, init: str, depth: int) -> R
     profile = [math.log(row.grad_norm / rows[-1].grad_norm) for row in rows]
     model = net(activation, init, WIDTH, depth, data.x[:BATCH])
     optimizer = torch.optim.SGD(model.parameters(), lr=LR, momentum=0.9)
-    with watched(model, optimizer, digit_batches(data, BATCH, 20 if smoke else STEPS, seed)) as run:
+    with watched(model, optimizer, digit_batches(data, BATCH, 4 if smoke else STEPS, seed)) as run:
         loss = losses(run)
     return {
         "a_layer": profile[0] / (depth - 1),

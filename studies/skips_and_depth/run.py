@@ -38,7 +38,7 @@ def measure(seed: int, smoke: bool, kind: str, depth: int) -> Run:
     model = KINDS[kind](depth)
     growth = audit(model, data.x[:BATCH]).gradient_growth
     optimizer = torch.optim.AdamW(model.parameters(), lr=LR)
-    with watched(model, optimizer, digit_batches(data, BATCH, 40 if smoke else STEPS, seed)) as run:
+    with watched(model, optimizer, digit_batches(data, BATCH, 10 if smoke else STEPS, seed)) as run:
         loss = losses(run)
     return {"loss": final(loss), "gradient": growth}
 
