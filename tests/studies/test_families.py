@@ -24,6 +24,7 @@ def test_variance_map_of_relu_is_the_closed_form():
     assert said.profile[0] == pytest.approx(-29 * math.log(2) / 2) and not said.holds
 
 
+@pytest.mark.slow
 def test_skips_and_depth():
     runs = smoke("skips_and_depth")
     plain = one(runs, kind="plain")
@@ -32,6 +33,7 @@ def test_skips_and_depth():
         assert 0.1 < one(runs, kind=kind)["gradient"] < 100 and one(runs, kind=kind)["loss"] < plain["loss"]
 
 
+@pytest.mark.slow
 def test_activations_without_norm():
     runs = smoke("activations_without_norm")
     relu, tanh = (one(runs, part="angle", activation=a)["apart"] for a in ("relu", "tanh"))
