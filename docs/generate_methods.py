@@ -18,7 +18,7 @@ from typing import Any
 
 FOLDER = Path(__file__).parent / "methods"
 CARD = ("When to use it", "Values in use", "Cost", "Source")  # what every method must say
-BLOCKS = ("Args", "Returns", "Raises", "Example")
+BLOCKS = ("Args", "Attributes", "Returns", "Raises", "Example")
 
 
 @dataclass(frozen=True)
@@ -168,8 +168,9 @@ def _arguments(block: str) -> Iterator[str]:
         yield f"- `{name.strip()}`: {' '.join(what.split())}"
 
 
-def _code(text: str) -> str:
-    """Double backquotes as Markdown has them, web addresses as links."""
+def code(text: str) -> str:
+    """Double backquotes and names of classes as Markdown has them, web addresses as links."""
+    text = re.sub(r":(?:class|func|meth|mod|attr):`~?([^`]+)`", r"`\1`", text)
     return re.sub(r"(?<![(<`])(https?://[^\s,;)]+[^\s,;).])", r"<\1>", text.replace("``", "`"))
 
 
@@ -179,7 +180,7 @@ def _prose(paragraph: str) -> str:
     for indented, lines in groupby(paragraph.splitlines(), lambda line: line.startswith("    ")):
         body = textwrap.dedent("\n".join(lines)).strip("\n")
         if body:
-            out.append(f"```text\n{body}\n```" if indented else _code(body))
+            out.append(f"```text\n{body}\n```" if indented else code(body))
     return "\n\n".join(out)
 
 
@@ -220,11 +221,11 @@ def _signature(name: str, method: Callable[..., Any], room: str) -> str:
 def _rendered(piece: Piece) -> str:
     if piece.label == "Example":
         return f"```pycon\n{piece.text}\n```"
-    if piece.label in ("Args", "Raises"):
-        return f"{piece.label}:\n\n" + "\n".join(_code(a) for a in _arguments(piece.text))
+    if piece.label in ("Args", "Attributes", "Raises"):
+        return f"{piece.label}:\n\n" + "\n".join(code(a) for a in _arguments(piece.text))
     if piece.label:
         text = " ".join(piece.text.split())
-        return f"**{piece.label}.** {_code(text)}"
+        return f"**{piece.label}.** {code(text)}"
     return _prose(piece.text)
 
 
@@ -258,7 +259,7 @@ def _table(found: dict[str, Callable[..., Any]]) -> str:
     rows = ["| name | what it does |", "|---|---|"]
     for name, method in found.items():
         line = read(method)[0].text.replace("|", "\\|")
-        rows.append(f"| `{name}` | {_code(line)} |")
+        rows.append(f"| `{name}` | {code(line)} |")
     return "\n".join(rows)
 
 

@@ -101,6 +101,11 @@ def test_cards_of_methods_are_fresh(generated):
     assert kept == wanted, "run: python docs/generate_methods.py"
 
 
+def test_pages_of_the_package_and_the_commands_are_fresh(generated):
+    for name, wanted in generated("generate_api").pages().items():
+        assert (ROOT / "docs" / name).read_text() == wanted, "run: python docs/generate_api.py"
+
+
 def test_every_method_says_what_its_card_needs(generated):
     cards = generated("generate_methods")
     for family in cards.FAMILIES:
