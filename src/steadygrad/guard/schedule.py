@@ -51,6 +51,10 @@ class ScheduleKeeper:
                 state = copy.deepcopy(scheduler.state_dict())
                 self._held.append(_Held(scheduler, scheduler.last_epoch, state, copy.deepcopy(groups)))
 
+    def taken(self, optimizer: Optimizer) -> None:
+        """The step of which :meth:`skipped` was told has been taken after all."""
+        self._held = [held for held in self._held if held.scheduler.optimizer is not optimizer]
+
     def forget(self) -> None:
         """After a rollback the schedules are where the snapshot had them: nothing is held, counting starts anew."""
         self._held.clear()
