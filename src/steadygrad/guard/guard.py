@@ -167,21 +167,18 @@ class Guard:
         if self._verdict is not None and self._verdict.clear():
             self._keep_gradients.add(self._verdict.optimizer)
 
-    def learn(
-        self, optimizer: Optimizer | None, stats: StepStats, norms: Norms, became_nan: Sequence[float]
-    ) -> Action | None:
+    def learn(self, stats: StepStats, norms: Norms, became_nan: Sequence[float]) -> Action | None:
         """The host knows what the device has decided. The action, if the step was skipped.
 
         Args:
-            optimizer: that has stepped; None if it is gone.
-            stats: of its step, with ``applied`` as it was decided.
-            norms: of its healthy steps before.
+            stats: of the step, with ``applied`` as it was decided.
+            norms: of the optimizer's healthy steps before.
             became_nan: what became of the verdict's flags of the buffers.
         """
         verdict, self._verdict = self._verdict, None
-        if stats.applied or verdict is None:
-            if optimizer is not None:
-                self.schedules.taken(optimizer)
+        assert verdict is not None
+        if stats.applied:
+            self.schedules.taken(verdict.optimizer)
             return None
         verdict.clear()
         self._steps[stats.optimizer] -= 1

@@ -80,7 +80,7 @@ class Judging:
             self._reasons.step_over(step.stats)
             if self.guard is not None:
                 history = self._rules.history(step.stats.optimizer)
-                action = self.guard.learn(step.optimizer(), step.stats, history, unread.further)
+                action = self.guard.learn(step.stats, history, unread.further)
                 if action is not None:
                     self._record.action(action)
         self.write(step.stats)

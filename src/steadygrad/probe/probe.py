@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 from steadygrad._foreach import nonfinite
 from steadygrad.clip._told import fold_of
 from steadygrad.probe.activations import ActivationSampler, sampled
+from steadygrad.probe.at_step import first_rate, norms_at_step, scale_of
 from steadygrad.probe.ended import Ended, Unread
 from steadygrad.probe.host import Pending, post
 from steadygrad.probe.loop_facts import LoopFacts
@@ -29,7 +30,6 @@ from steadygrad.probe.rotation import Rotation
 from steadygrad.probe.shared_norms import norms_at_hand
 from steadygrad.probe.tiers import CHEAP, Tier
 from steadygrad.records import NAN, Oddity, ParamInfo, Portrait, StepStats
-from steadygrad.schedule import effective_lr
 
 
 class _Watched:
@@ -157,8 +157,8 @@ class Probe:
         scale = getattr(optimizer, "grad_scale", None)
         posted = post([scale.reshape(())]) if scale is not None else Pending([1.0])
         loss, passes = self._loss.post(), self._loss.passes
-        loss_scale = _scale_of(self._scaler) if self._scaler is not None else None
-        raw, applied, factor = _norms_at_step(optimizer, watched.tensors, posted)
+        loss_scale = scale_of(self._scaler) if self._scaler is not None else None
+        raw, applied, factor = norms_at_step(optimizer, watched.tensors, posted)
         if watched.raw:
             raw = np.array([watched.raw.get(id(p), n) for p, n in zip(watched.tensors, applied, strict=True)])
             watched.raw.clear()
@@ -171,7 +171,7 @@ class Probe:
             grad_norm=grad_norm,
             clipped_grad_norm=grad_norm if applied is raw else total_norm(applied),
             grad_norms=raw,
-            lr=_first_rate(optimizer),
+            lr=first_rate(optimizer),
             params=watched.infos,
             num_backwards=passes,
             loss_scale=loss_scale.numbers()[0] if loss_scale is not None else None,
@@ -209,10 +209,10 @@ class Probe:
             grad_norm=NAN,
             clipped_grad_norm=NAN,
             grad_norms=unknown,
-            lr=_first_rate(optimizer),
+            lr=first_rate(optimizer),
             params=watched.infos,
             num_backwards=passes,
-            loss_scale=_scale_of(self._scaler).numbers()[0] if self._scaler is not None else None,
+            loss_scale=scale_of(self._scaler).numbers()[0] if self._scaler is not None else None,
         )
         return Unread(stats, norms, present, loss)
 
@@ -353,39 +353,6 @@ class Probe:
             self._sampler.arm()
         if self._portrait_due:
             self._outputs.arm(self.roots)
-
-
-def _norms_at_step(
-    optimizer: Optimizer, tensors: Sequence[Tensor], posted: Pending
-) -> tuple[np.ndarray, np.ndarray, float]:
-    """Norms of the gradients at the step, before and after a folded clip: the clip's own, or taken now.
-
-    A folded clip steps right after its norms, in one call: nothing of the user's runs between, unless he has put a
-    wrapper of his own around ``step``. ``posted``: what the optimizer will divide by, a GradScaler's or the clip's; it
-    is asked for behind the norms, which were posted later, and given back last.
-    """
-    grads = [p.grad for p in tensors]
-    fold = fold_of(optimizer)
-    known = fold.raw_norms(tensors) if fold is not None else None  # host sync
-    if fold is not None and known is not None:
-        raw = np.array(known)
-        return raw, raw * float(fold.scale), posted.numbers()[0]
-    norms = gradient_norms(grads)  # host sync
-    factor = posted.numbers()[0]
-    applied = norms / factor if factor != 1.0 else norms
-    return norms if fold is not None and fold.folded else applied, applied, factor
-
-
-def _first_rate(optimizer: Optimizer) -> float:
-    return float(effective_lr(optimizer)[0]) if "lr" in optimizer.param_groups[0] else NAN
-
-
-def _scale_of(scaler: Any) -> Pending:
-    """The factor of a GradScaler, without waiting for it."""
-    scale = getattr(scaler, "_scale", None)  # on the device; there is none before the first loss is scaled
-    if isinstance(scale, Tensor) and scaler.is_enabled():
-        return post([scale.reshape(())])
-    return Pending([float(scaler.get_scale())])
 
 
 def _local(tensor: Tensor) -> Tensor:
