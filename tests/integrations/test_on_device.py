@@ -207,7 +207,7 @@ CASES = {
     "adam": ({"faults": [nan()], "make": "amsgrad"}, True, [SKIP]),
     "adagrad": ({"faults": [nan(40), big(1e30, 50)], "make": "adagrad"}, True, None),
     "set to zero": ({"faults": [nan()], "loop": set_to_zero}, False, [SKIP]),
-    "cleared late": ({"faults": [nan(23), nan()], "loop": cleared_late}, False, None),
+    "cleared late": ({"faults": [nan(21), nan()], "loop": cleared_late}, False, None),
     "stepped twice": ({"faults": [nan()], "loop": stepped_twice}, True, None),
     "by hand": ({"loop": by_hand, "bad_batches": [BAD]}, True, [SKIP]),
     "accumulated": ({"faults": [nan(3 * BAD + 1)], "loop": accumulated}, True, [SKIP]),
