@@ -253,9 +253,8 @@ class Guard:
         self.schedules.forget()
 
     def _keep(self, findings: Sequence[Finding], tick: int) -> None:
-        due = self.ring.will_be_due(
-            tick
-        )  # as was known before the step, of which nobody may have been told yet
+        # As was known before the step: a step that its device has decided on has gone by when it is judged.
+        due = self.ring.will_be_due(tick)
         if any(f.severity != "info" for f in findings):
             self.ring.tighten()
         if self.policy.incident is not None:
