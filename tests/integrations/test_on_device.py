@@ -193,7 +193,7 @@ CASES = {
     "large but usable": ({"faults": [big(1e3)], "make": "sgd"}, True, []),
     "a batch of nan": ({"bad_batches": [BAD]}, True, [SKIP]),
     "a batch of nan, without buffers": ({"bad_batches": [BAD], "norm": False}, True, [SKIP]),
-    "a loss of nan, which is a warning": ({"bad_losses": [BAD]}, True, []),
+    "a warning, and back to its snapshot": ({"bad_losses": [BAD], "faults": [nan(BAD + 10, 3)]}, True, None),
     "a buffer": ({"faults": [Fault("buffer", step=BAD, tensor="1.running_var")]}, True, [POISONED]),
     "two in a row": (
         {"faults": [nan(times=2)], "schedule": "cosine"},
