@@ -154,8 +154,8 @@ class BufferKeeper:
         The buffers' version counters stay: what a graph has saved of them is still good if the step was taken.
         """
         groups: dict[torch.dtype, list[int]] = defaultdict(list)
-        for i, live in enumerate(self._live):
-            groups[live.dtype].append(i)
+        for i, buffer in enumerate(self._live):
+            groups[buffer.dtype].append(i)
         with plainly(), torch.autograd._unsafe_preserve_version_counter(tuple(self._live)):
             for places in groups.values():
                 live, copies = [self._live[i] for i in places], [self._copies[i] for i in places]
