@@ -134,6 +134,7 @@ class Guard:
             and not self.ring.will_be_due(self.tick + 1)
             and optimizer not in self._keep_gradients
             and takes_a_verdict(optimizer)
+            and self.schedules.light(optimizer, self.state.schedulers)
             and self.buffers.all_on(grad.device)
         )
 
