@@ -110,7 +110,7 @@ def test_the_bad_step_itself_changes_nothing(name, device_way, monkeypatch):
 def test_the_bug_of_torch_in_the_first_step_of_fused_sgd_is_still_there(dampening):
     """Without us: a flag in the first step stores whatever lay in memory as the momentum.
 
-    If this fails, torch has mended it: `_has_no_momentum_yet` can go then.
+    If this fails, torch has mended it: `has_no_momentum_yet` can go then.
     """
     found = []
     for _ in range(20):  # whether memory is dirty is the allocator's choice

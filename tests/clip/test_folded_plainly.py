@@ -271,13 +271,13 @@ def test_channels_last_on_both_sides_folds():
 def test_a_dtype_unlike_the_parameters():
     """Of torch's optimizers none takes such a gradient; the reason is what can be tested."""
     p = nn.Parameter(torch.zeros(3))
-    assert "another dtype" in folded._odd_gradients([p], [torch.zeros(3, dtype=torch.bfloat16)])
+    assert "another dtype" in folded.odd_gradients([p], [torch.zeros(3, dtype=torch.bfloat16)])
 
 
 def test_several_devices_and_unknown_ones():
     here, meta = torch.zeros(3), torch.zeros(3, device="meta")
-    assert "several devices" in folded._odd_gradients([here, meta], [here, meta])
-    assert "on meta a fused step is not known" in folded._odd_gradients([meta], [meta])
+    assert "several devices" in folded.odd_gradients([here, meta], [here, meta])
+    assert "on meta a fused step is not known" in folded.odd_gradients([meta], [meta])
 
 
 def test_a_class_of_its_own():
@@ -293,9 +293,9 @@ def test_a_class_of_its_own():
 
 def test_a_compiled_step_is_not_touched():
     optimizer = AdamW(net().parameters(), fused=True)
-    assert folded._cannot_fold(optimizer) == ""
+    assert folded.cannot_fold(optimizer) == ""
     optimizer.step = torch.compile(optimizer.step, backend="eager")
-    assert "replaced or compiled" in folded._cannot_fold(optimizer)
+    assert "replaced or compiled" in folded.cannot_fold(optimizer)
 
 
 def test_in_a_compiled_training_step_it_runs_as_ever():

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 import steadygrad as sg
+from steadygrad.guard.schedule import ScheduleKeeper
 from steadygrad.guard.state import find_schedulers
 from steadygrad.schedule import BackOff, warmup
 from steadygrad.testing import Fault, inject
@@ -71,3 +72,27 @@ def test_the_recorded_rate_is_the_one_that_was_used():
     run, _ = train([], lambda o: warmup(o, 4), steps=6)
     _, rates = sg.Run(run.run_dir).scalar("lr")
     assert list(rates) == pytest.approx([0.0025, 0.005, 0.0075, 0.01, 0.01, 0.01])
+
+
+class Remembering:
+    """A factor on the learning rate that holds a tensor, which torch makes part of the scheduler's state."""
+
+    def __init__(self):
+        self.weights = torch.ones(3)
+
+    def __call__(self, step):
+        return 1.0
+
+
+def test_only_a_schedule_of_a_few_numbers_is_kept_in_every_step():
+    optimizer = torch.optim.SGD([torch.ones(1, requires_grad=True)], lr=0.1, momentum=0.9)
+    kinds = torch.optim.lr_scheduler
+    light = [
+        kinds.CosineAnnealingLR(optimizer, 10),
+        kinds.OneCycleLR(optimizer, 0.1, total_steps=10),
+        kinds.LambdaLR(optimizer, lambda step: 1.0),
+        kinds.MultiStepLR(optimizer, [3, 5]),
+    ]
+    keeper = ScheduleKeeper()
+    assert keeper.light(optimizer, []) and keeper.light(optimizer, light)
+    assert not keeper.light(optimizer, [*light, kinds.LambdaLR(optimizer, Remembering())])

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import steadygrad as sg
+from steadygrad.integrations import on_device
 from steadygrad.testing import Fault, inject
 from tests.integrations.trainings import NO_HARM, differences, leavings, unwatched
 
@@ -107,10 +108,10 @@ def test_overflow_of_the_scaler_is_counted_as_its_own(fused, tmp_path):
 
 
 def test_an_ordinary_step_has_no_hidden_sync(tmp_path):
-    """Numbers come through pinned memory. That the norms are waited for, by their event, this mode does not see."""
+    """Nor an open one: the device decides on it. What is read is read a step later, through pinned memory."""
     model, optimizer, _ = train(0, fused=True)
     x, y = torch.randn(256, 16), torch.randint(0, 4, (256,))
-    quiet_steps = 0
+    quiet_steps = left_to_device = 0
     with sg.watch(model, optimizer, runs=tmp_path) as watcher:
         try:
             for step in range(150):
@@ -122,6 +123,26 @@ def test_an_ordinary_step_has_no_hidden_sync(tmp_path):
                 optimizer.zero_grad()
                 F.cross_entropy(model(x[at : at + 16]), y[at : at + 16]).backward()
                 optimizer.step()
+                newest = session._judging._docket._waiting[-1:]
+                left_to_device += quiet and newest != [] and newest[0].ended.unread is not None
         finally:
             torch.cuda.set_sync_debug_mode("default")
-    assert watcher.close().notes == () and quiet_steps > 50
+    assert watcher.close().notes == () and quiet_steps > 50 and left_to_device > 50
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, 1e25, 1e9, 1.0])
+def test_the_device_decides_as_the_host_does(value, tmp_path, monkeypatch):
+    """The same training, once with a wait for its norms before every step; as in test_on_device.py."""
+    left, said = [], []
+    for young in (math.inf, 20):
+        monkeypatch.setattr(on_device, "YOUNG", young)
+        model, optimizer, loop = train(100, fused=True)
+        with (
+            sg.watch(model, optimizer, runs=tmp_path / str(young)) as watcher,
+            inject(model, Fault("grad", step=45, value=value)),
+        ):
+            loop()
+        summary = watcher.close()
+        left.append(leavings([model], [optimizer], []))
+        said.append([f.to_json() for f in summary.findings] + [a.to_json() for a in summary.actions])
+    assert said[0] == said[1] and differences(*left) == []

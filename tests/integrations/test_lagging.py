@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import steadygrad as sg
+from steadygrad.probe import norms as norms_module
 from steadygrad.probe.host import lagging
 from steadygrad.probe.rotation import Look
 from steadygrad.testing import Fault, inject
@@ -18,6 +19,12 @@ from tests.integrations.trainings import blobs, differences, leavings
 
 STEPS = 130
 LATE = 100  # the step that goes wrong
+
+
+@pytest.fixture(autouse=True)
+def in_double(monkeypatch):
+    """A device adds norms up in double, a CPU in float32: here both in double, so that their runs can be compared."""
+    monkeypatch.setattr(norms_module, "_width", lambda values: torch.float64)
 
 
 def network(norm):
@@ -123,17 +130,18 @@ KINDS = {
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_healthy_run_is_the_same_and_waits_once_a_step(kind, tmp_path):
+def test_a_healthy_run_is_the_same_and_waits_once_a_step_or_never(kind, tmp_path):
     make, options = KINDS[kind]
     plain = train(make, **options)
     late = Watched(tmp_path / "late", make, late=True, **options)
     assert differences(plain, late.left) == []
     near = Watched(tmp_path / "near", make, late=False, **options)
     assert (late.said, late.ring) == (near.said, near.ring)
-    # The gradients' norms decide on the step. A fused step under a GradScaler is asked for its own overflow as well.
-    usual = 2 if "scaler" in options else 1
+    # The gradients' norms decide on the step: on the device, if that can leave a fused step out; else the host waits
+    # for them. A fused step under a GradScaler is asked for its own overflow as well.
+    usual = 2 if "scaler" in options else 0 if make is adamw else 1
     ordinary = late.waits[30:]
-    assert late.late_steps > 30
+    assert late.late_steps > 15  # a small net is looked at every fourth step
     assert sorted(ordinary)[: len(ordinary) // 2] == [usual] * (len(ordinary) // 2)
 
 
@@ -197,7 +205,7 @@ def test_whoever_asks_is_told_of_steps_whose_numbers_are_on_their_way(tmp_path):
 
 
 def test_an_error_in_the_numbers_disarms_and_the_run_goes_on(tmp_path, monkeypatch):
-    def broken(look):
+    def broken(look, applied):
         raise ArithmeticError("on purpose")
 
     plain = train(adamw)

@@ -76,7 +76,7 @@ def test_what_is_no_ordinary_tensor_is_read_at_once():
 # ---------------------------------------------------------------------- whoever sends numbers
 def test_norms_are_one_wait_and_the_same():
     grads = [torch.randn(7, 3), torch.randn(5), torch.full((2,), 1e30)]
-    here = gradient_norms(grads).tolist()
+    here = [grad.double().norm().item() for grad in grads]  # wide at once: to come back would be a wait
     with lagging() as device:
         assert gradient_norms(grads).tolist() == here and device.waits == 1
 
@@ -145,7 +145,9 @@ def test_activations_are_the_same_through_one_wait():
                 taken.append(sampler.take())
                 assert device.waits == 1
         sampler.disarm()
-    assert repr(taken[0]) == repr(taken[1])
+    for near, late in zip(*taken, strict=True):  # sums in float32 here, in float64 on a device
+        for name in ("rms", "dead", "saturated", "input_rms"):
+            assert getattr(near, name) == pytest.approx(getattr(late, name), rel=1e-6, nan_ok=True)
 
 
 def test_buffers_that_sent_word_are_not_waited_for():

@@ -124,18 +124,18 @@ class FoldedClip:
         optimizer = self.optimizer
         params = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         grads = [p.grad for p in params]
-        odd = _odd_gradients(params, grads)
+        odd = odd_gradients(params, grads)
         values, norms = _norms(grads, plain=not odd)
         if not values:
             optimizer.step()
             return nothing_to_clip()
-        why = _cannot_fold(optimizer) or odd
+        why = cannot_fold(optimizer) or odd
         if why and why not in self._said:
             self._said.add(why)
             warnings.warn(f"FoldedClip clips the plain way: {why}", stacklevel=3)
         norms = _without_loss_scale(optimizer, norms)
         decision = self._decide(norms)
-        near = bool(why) or norms.device.type in NEAR or _has_no_momentum_yet(optimizer)
+        near = bool(why) or norms.device.type in NEAR or has_no_momentum_yet(optimizer)
         finite, scale = _read(decision) if near else (True, None)
         if why and finite and scale != 1:
             _apply(values, decision.scale)
@@ -207,7 +207,7 @@ def _read(decision: Decision) -> tuple[bool, float]:
 
 
 # ---------------------------------------------------------------------- decide
-def _cannot_fold(optimizer: Optimizer) -> str:
+def cannot_fold(optimizer: Optimizer) -> str:
     """Why the factor cannot ride in this optimizer's step, and what would change it; empty if it can."""
     name = type(optimizer).__name__
     if type(optimizer) not in KINDS:
@@ -228,7 +228,7 @@ def _cannot_fold(optimizer: Optimizer) -> str:
     return ""
 
 
-def _odd_gradients(params: Sequence[Tensor], grads: Sequence[Tensor]) -> str:
+def odd_gradients(params: Sequence[Tensor], grads: Sequence[Tensor]) -> str:
     """Why these gradients cannot be folded, and what would change it; empty if they can."""
     if not grads:
         return ""
@@ -254,7 +254,7 @@ def _odd_gradients(params: Sequence[Tensor], grads: Sequence[Tensor]) -> str:
     return ""
 
 
-def _has_no_momentum_yet(optimizer: Optimizer) -> bool:
+def has_no_momentum_yet(optimizer: Optimizer) -> bool:
     """Whether this step is the first of an SGD with momentum.
 
     torch 2.13 makes the momentum in that step out of memory as it lies, and keeps it if the flag says skip.

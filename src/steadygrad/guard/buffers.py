@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
+import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
@@ -105,15 +108,82 @@ class BufferKeeper:
         with plainly():
             bad = nonfinite(self._live)
             nans = {i for i in bad if _has_nan(self._live[i]) and not _has_nan(self._copies[i])}
-            if not nans:
-                return []
-            owners = {id(m._buffers): type(m).__name__ for root in self._modules for m in root.modules()}
-            suspects = {self._live[i].data_ptr() for i in nans}
-            return [
-                f"{owners.get(id(table), '')}.{name}"
-                for table, name, buffer in self._kept
-                if buffer is not None and any(leaf.data_ptr() in suspects for leaf in _leaves(buffer))
-            ]
+            return self._names(nans)
+
+    def _names(self, nans: set[int]) -> list[str]:
+        """What the buffers at these places are called."""
+        if not nans:
+            return []
+        owners = {id(m._buffers): type(m).__name__ for root in self._modules for m in root.modules()}
+        suspects = {self._live[i].data_ptr() for i in nans}
+        return [
+            f"{owners.get(id(table), '')}.{name}"
+            for table, name, buffer in self._kept
+            if buffer is not None and any(leaf.data_ptr() in suspects for leaf in _leaves(buffer))
+        ]
+
+    # ------------------------------------------------------------------ decided on a device
+    def all_on(self, device: torch.device) -> bool:
+        """Whether all of them lie on this device as plain values, and none has been replaced since the last step."""
+        return not self._changed() and all(
+            live.device == device
+            and not live.is_inference()
+            and not (live.is_floating_point() and live.element_size() == 1)
+            for live in self._live
+        )
+
+    def became_nan(self) -> list[Tensor]:
+        """For each floating buffer, 0-D on its device: whether it has become NaN since the last :meth:`keep`."""
+        with plainly():
+            flags: list[Tensor] = []
+            for places in self._floating().values():
+                now = torch.stack(torch._foreach_norm([self._live[i] for i in places]))
+                then = torch.stack(torch._foreach_norm([self._copies[i] for i in places]))
+                flags += (now.isnan() & ~then.isnan()).unbind()
+            return flags
+
+    def names_of(self, became_nan: Sequence[float]) -> list[str]:
+        """The names that :meth:`poisoned` gives, from what :meth:`became_nan` has come to on the host."""
+        places = [i for group in self._floating().values() for i in group]
+        with plainly():
+            return self._names({i for i, nan in zip(places, became_nan, strict=True) if nan})
+
+    def keep_unless(self, skipped: Tensor) -> None:
+        """:meth:`restore` where the 0-D flag ``skipped`` is true, else :meth:`keep`; on the device, without a wait.
+
+        The buffers' version counters stay: what a graph has saved of them is still good if the step was taken.
+        """
+        groups: dict[torch.dtype, list[int]] = defaultdict(list)
+        for i, buffer in enumerate(self._live):
+            groups[buffer.dtype].append(i)
+        with plainly(), torch.autograd._unsafe_preserve_version_counter(tuple(self._live)):
+            for places in groups.values():
+                live, copies = [self._live[i] for i in places], [self._copies[i] for i in places]
+                now, then = (torch.cat([t.reshape(-1) for t in ts]) for ts in (live, copies))
+                flat = torch.where(skipped, then, now).split([t.numel() for t in live])
+                right = [values.view(t.shape) for values, t in zip(flat, live, strict=True)]
+                copy_grouped_(copies, right)
+                copy_grouped_(live, right)
+
+    @contextmanager
+    def as_kept(self) -> Iterator[None]:
+        """Inside the block the buffers hold what they held after the last step, whatever a forward pass did since."""
+        with plainly():
+            now = [live.clone() for live in self._live]
+            copy_grouped_(self._live, self._copies)
+        try:
+            yield
+        finally:
+            with plainly():
+                copy_grouped_(self._live, now)
+
+    def _floating(self) -> dict[torch.dtype, list[int]]:
+        """Places of the buffers that can be NaN, by dtype."""
+        groups: dict[torch.dtype, list[int]] = defaultdict(list)
+        for i, live in enumerate(self._live):
+            if live.is_floating_point() and live.numel():
+                groups[live.dtype].append(i)
+        return groups
 
     @property
     def memory_bytes(self) -> int:

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
+from weakref import WeakSet
 
 import torch
+from torch import Tensor
 from torch.optim import LBFGS, Optimizer
 
 from steadygrad.guard.buffers import BufferKeeper, StepKeeper
@@ -15,8 +17,13 @@ from steadygrad.guard.policy import Norms, Policy, Rollback, StepDecision, Stop
 from steadygrad.guard.ring import SMALL, SnapshotRing
 from steadygrad.guard.schedule import ScheduleKeeper
 from steadygrad.guard.state import TrainingState
+from steadygrad.guard.verdict import Verdict, takes_a_verdict
+from steadygrad.probe.host import near
 from steadygrad.records import Action, Finding, StepStats
 
+AT_THE_BOUND = StepDecision(
+    False, "the gradient norm is the largest that is applied, up to a rounding", "G103"
+)
 STALE = StepDecision(False, "its gradient is that of weights which have just been taken back")
 POISON = ("P100", "O100")  # codes of the rules for non-finite parameters and optimizer state
 
@@ -54,6 +61,8 @@ class Guard:
         self.tick = 0
         self.stop: Stop | None = None
         self._steps: dict[int, int] = {}  # optimizer index -> applied steps
+        self._verdict: Verdict | None = None  # of the newest step, as long as the host does not know it
+        self._keep_gradients: WeakSet[Optimizer] = WeakSet()  # until the next backward pass, or longer
         self._rates: list[tuple[dict[str, Any], Any]] = []  # groups whose lr is changed for one step
         self.guard_state(state)
 
@@ -106,6 +115,77 @@ class Guard:
         for group, lr in self._rates:
             group["lr"] = lr
         self._rates.clear()
+        if self._verdict is not None:
+            self._verdict.take_back()
+
+    # ------------------------------------------------------------------ decided on a device
+    def leaves_to_device(self, optimizer: Optimizer, index: int) -> bool:
+        """Whether the coming step can be decided on by its device, and come to the same in every respect.
+
+        Not where a rollback could follow from it, or a snapshot is due after it; nor in a loop that keeps gradients
+        over a step, in which the device would have to go through all of them to clear those of a skipped one.
+        """
+        grads = (p.grad for group in optimizer.param_groups for p in group["params"])
+        grad = next((grad for grad in grads if grad is not None), None)
+        return (
+            grad is not None
+            and not near(grad)
+            and self.policy.at_rest(index)
+            and not self.ring.will_be_due(self.tick + 1)
+            and optimizer not in self._keep_gradients
+            and takes_a_verdict(optimizer)
+            and self.schedules.light(optimizer, self.state.schedulers)
+            and self.buffers.all_on(grad.device)
+        )
+
+    def before_unread(
+        self, optimizer: Optimizer, index: int, gradient_norms: Sequence[Tensor], norms: Norms
+    ) -> Verdict:
+        """As :meth:`before`, by the device: the step is called in any case, and does nothing where it is skipped.
+
+        Args:
+            optimizer: about to step, which :meth:`leaves_to_device`.
+            index: of the optimizer.
+            gradient_norms: one for each gradient, 0-D on the device.
+            norms: of its healthy steps so far.
+        """
+        steps = self._steps.get(index, 0)
+        self.schedules.before_step(optimizer, self.state.schedulers, steps)
+        self.schedules.skipped(optimizer, self.state.schedulers, steps)  # for the case that it is
+        self._verdict = Verdict(optimizer, gradient_norms, self.policy.bound(norms), self.buffers)
+        self._verdict.lend()
+        return self._verdict
+
+    def step_raised(self) -> None:
+        """The user's step raised: nothing is left of what was decided on it."""
+        self.undo_overrides()
+        if self._verdict is not None:
+            self.schedules.taken(self._verdict.optimizer)
+            self._verdict = None
+
+    def clear_gradients(self) -> None:
+        """Gradients are about to be added up: those of a skipped step must not be among them."""
+        if self._verdict is not None and self._verdict.clear():
+            self._keep_gradients.add(self._verdict.optimizer)
+
+    def learn(self, stats: StepStats, norms: Norms, became_nan: Sequence[float]) -> Action | None:
+        """The host knows what the device has decided. The action, if the step was skipped.
+
+        Args:
+            stats: of the step, with ``applied`` as it was decided.
+            norms: of the optimizer's healthy steps before.
+            became_nan: what became of the verdict's flags of the buffers.
+        """
+        verdict, self._verdict = self._verdict, None
+        assert verdict is not None
+        if stats.applied:
+            self.schedules.taken(verdict.optimizer)
+            return None
+        verdict.clear()
+        self._steps[stats.optimizer] -= 1
+        why = self.policy.before(stats, norms, self.tick - 1, self.buffers.names_of(became_nan))
+        why = AT_THE_BOUND if why.apply else why
+        return Action(stats.step, "skip", why.reason, why.code, stats.optimizer)
 
     # ------------------------------------------------------------------ after the step
     def take_back(self, optimizer: Optimizer, stats: StepStats) -> Action | None:
@@ -124,7 +204,10 @@ class Guard:
             _zero_gradients_(optimizer)
         else:
             self._steps[index] = self._steps.get(index, 0) + 1
-            self.buffers.keep()
+            if self._verdict is not None:
+                self._verdict.step_over(self.buffers)
+            else:
+                self.buffers.keep()
         self.tick += 1
         return self.tick - 1
 
@@ -150,7 +233,8 @@ class Guard:
         poisoned: list[str] = []
         first_skip = skipped and self.policy.skips_in_a_row.get(stats.optimizer, 0) == 0
         if first_skip or any(f.code in POISON for f in findings):
-            poisoned = self.find_poison()
+            with self.buffers.as_kept():
+                poisoned = self.find_poison()
         if not skipped and not stats.applied:
             # Left out by a remedy, as the plan wants it: no reason for the guard to act.
             stats = replace(stats, applied=True)
@@ -170,13 +254,15 @@ class Guard:
         self.schedules.forget()
 
     def _keep(self, findings: Sequence[Finding], tick: int) -> None:
+        # As was known before the step: a step that its device has decided on has gone by when it is judged.
+        due = self.ring.will_be_due(tick)
         if any(f.severity != "info" for f in findings):
             self.ring.tighten()
         if self.policy.incident is not None:
             self.ring.incident(self.policy.incident.tick)
             return
         self.ring.healthy(tick)
-        if tick == self.tick and self.ring.due(tick):  # of an earlier step there is nothing to take any more
+        if tick == self.tick and due:  # of an earlier step there is nothing to take any more
             self._take_snapshot()
 
     def _take_snapshot(self) -> None:

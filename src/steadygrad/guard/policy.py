@@ -181,6 +181,25 @@ class Policy:
             )
         return StepDecision(True)
 
+    def bound(self, norms: Norms) -> float:
+        """The largest norm of a gradient that is not of float64 throughout at which :meth:`before` applies the step."""
+        ceiling = norms.max_clipped_norm(None)
+        if ceiling and norms.num_healthy >= 1:
+            return min(SQUARE_OVERFLOWS, self.limits.jump * ceiling)
+        return SQUARE_OVERFLOWS
+
+    def at_rest(self, optimizer: int) -> bool:
+        """Whether nothing is in force, and the coming step, if it is skipped, calls for nothing more than the skip.
+
+        Unless the state turns out to be poisoned.
+        """
+        changed = self.clip is not None or self.lr_factor != 1.0 or self.rewarm_from is not None
+        watching = self.incident is not None or self.check is not None or self.distributed
+        skipping = (
+            self.skips_in_a_row.get(optimizer, 0) or len(self.recent_skips) >= self.limits.max_skips_in_window
+        )
+        return not (changed or watching or skipping)
+
     def lr_scale(self, tick: int) -> float:
         """The factor on the learning rate for this step: the back-off, and the climb back to it."""
         if self.rewarm_from is None:

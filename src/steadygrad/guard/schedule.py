@@ -9,6 +9,8 @@ from typing import Any
 
 from torch.optim import Optimizer
 
+MANY = 1000  # numbers of one list in a scheduler's state
+
 
 @dataclass
 class _Held:
@@ -30,6 +32,7 @@ class ScheduleKeeper:
         # id of a scheduler -> (steps of its optimizer, its last_epoch) at first sight
         self._first: dict[int, tuple[int, int]] = {}
         self._held: list[_Held] = []
+        self._light: dict[int, bool] = {}  # id of a scheduler -> whether its state is a few numbers
 
     def before_step(self, optimizer: Optimizer, schedulers: Iterable[Any], steps: int) -> None:
         """Take back what moved since a skipped step. ``steps``: those that this optimizer has taken so far."""
@@ -51,10 +54,30 @@ class ScheduleKeeper:
                 state = copy.deepcopy(scheduler.state_dict())
                 self._held.append(_Held(scheduler, scheduler.last_epoch, state, copy.deepcopy(groups)))
 
+    def light(self, optimizer: Optimizer, schedulers: Iterable[Any]) -> bool:
+        """Whether :meth:`skipped` is cheap enough for every step: the state of a ``LambdaLR`` may hold a model."""
+        counting = _counting(schedulers, optimizer)
+        for scheduler in counting:
+            if id(scheduler) not in self._light:
+                self._light[id(scheduler)] = _few_numbers(scheduler.state_dict())
+        return all(self._light[id(scheduler)] for scheduler in counting)
+
+    def taken(self, optimizer: Optimizer) -> None:
+        """The step of which :meth:`skipped` was told has been taken after all."""
+        self._held = [held for held in self._held if held.scheduler.optimizer is not optimizer]
+
     def forget(self) -> None:
         """After a rollback the schedules are where the snapshot had them: nothing is held, counting starts anew."""
         self._held.clear()
         self._first.clear()
+
+
+def _few_numbers(state: Any) -> bool:
+    if isinstance(state, dict):
+        return all(map(_few_numbers, state.values()))
+    if isinstance(state, list | tuple):
+        return len(state) <= MANY and all(map(_few_numbers, state))
+    return state is None or isinstance(state, bool | int | float | str)
 
 
 def _counting(schedulers: Iterable[Any], optimizer: Optimizer) -> list[Any]:

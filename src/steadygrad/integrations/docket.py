@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from torch.optim import Optimizer
 
-from steadygrad.probe.probe import Ended
+from steadygrad.probe.ended import Ended, Unread
 from steadygrad.records import StepStats
 from steadygrad.rules.history import History, step_loss
 
@@ -39,7 +39,8 @@ class Docket:
     decides alike.
 
     Where the model lies on a device, the last of them may also wait for its own numbers, which are on their way while
-    the host goes on: until the next step of any optimizer begins.
+    the host goes on: until the next step of any optimizer begins. One that the device has decided on is known only
+    then.
     """
 
     def __init__(self) -> None:
@@ -52,13 +53,18 @@ class Docket:
         """One more step is over."""
         self._waiting.append(Waiting(weakref.ref(optimizer), ended, tick, skipped))
 
-    def complete(self) -> StepStats | None:
-        """The step that waited for its own numbers, with them; None if there is none. Waits for them if need be."""
-        if not self._waiting or self._waiting[-1].ended.on_its_way is None:
+    def complete(self) -> tuple[Waiting, Unread | None] | None:
+        """The step that waited for its own numbers, with them; None if there is none. Waits for them if need be.
+
+        Beside it what was sent along, if the device has decided on it.
+        """
+        if not self._waiting or not self._waiting[-1].ended.waits:
             return None
-        stats = self._waiting[-1].ended.complete()  # host sync
-        self._waiting[-1] = self._waiting[-1]._replace(ended=Ended(stats))
-        return stats
+        step = self._waiting[-1]
+        stats, unread = step.ended.complete(), step.ended.unread  # host sync
+        skipped = step.skipped or (unread is not None and not stats.applied)
+        self._waiting[-1] = step._replace(ended=Ended(stats), skipped=skipped)
+        return self._waiting[-1], unread
 
     @property
     def full(self) -> bool:

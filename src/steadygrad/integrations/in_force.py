@@ -104,6 +104,10 @@ class InForce:
         self._changes: list[CarefulChange] = []
         self._taken: set[int] = set()  # ids of optimizers whose step a change has taken in its place
 
+    def __bool__(self) -> bool:
+        """Whether there is one."""
+        return bool(self._changes)
+
     def add(self, change: CarefulChange) -> None:
         """From now on this one as well."""
         self._changes.append(change)

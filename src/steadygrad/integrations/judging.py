@@ -9,7 +9,8 @@ from steadygrad.integrations.docket import Docket, Waiting
 from steadygrad.integrations.live_repair import LiveRepair
 from steadygrad.integrations.reasons import Reasons
 from steadygrad.integrations.run_record import RunRecord
-from steadygrad.probe.probe import Ended, Probe
+from steadygrad.probe.ended import Ended
+from steadygrad.probe.probe import Probe
 from steadygrad.records import StepStats
 from steadygrad.rules.engine import RuleSet
 
@@ -39,34 +40,51 @@ class Judging:
 
     def over(self, optimizer: Optimizer, ended: Ended, skipped: bool) -> None:
         """A step of the run is over: it is judged, or waits for the next ones if that comes to the same."""
-        if ended.on_its_way is None:
+        if not ended.waits:
             self.write(ended.stats)
-        self._reasons.step_over(ended.stats)
+        if ended.unread is None:
+            self._reasons.step_over(ended.stats)
         tick = (
             self.guard.step_over(optimizer, ended.stats.optimizer, skipped=skipped)
             if self.guard is not None
             else 0
         )
-        may_wait = self._docket.ordinary(ended.stats) and self.live is None
         self._docket.add(optimizer, ended, tick, skipped)
-        may_wait = may_wait and (self.may_wait or ended.on_its_way is not None)
+        if ended.unread is not None:
+            return  # what there is to judge is not known before the next step
+        may_wait = self._docket.ordinary(ended.stats) and self.live is None
+        may_wait = may_wait and (self.may_wait or ended.waits)
         if not may_wait or self._docket.full or (self.guard is not None and self.guard.busy):
             self.settle()
 
     def catch_up(self) -> bool:
         """A step begins: the numbers of the last one have arrived. Whether they have put the run back."""
-        stats = self._docket.complete()
-        if stats is None:
+        step = self._complete()
+        if step is None:
             return False
-        self.write(stats)
-        return (not self.may_wait or not self._docket.ordinary(stats)) and self._judge_all()
+        may_wait = self.may_wait and self._docket.ordinary(step.stats) and not self._docket.full
+        return not may_wait and self._judge_all()
 
     def settle(self) -> bool:
         """Judge the steps that wait. Whether the guard has put the run into another state."""
-        stats = self._docket.complete()
-        if stats is not None:
-            self.write(stats)
+        self._complete()
         return self._judge_all()
+
+    def _complete(self) -> Waiting | None:
+        """The step that waited for its numbers goes on record with them, and what was done about it."""
+        completed = self._docket.complete()
+        if completed is None:
+            return None
+        step, unread = completed
+        if unread is not None:
+            self._reasons.step_over(step.stats)
+            if self.guard is not None:
+                history = self._rules.history(step.stats.optimizer)
+                action = self.guard.learn(step.stats, history, unread.further)
+                if action is not None:
+                    self._record.action(action)
+        self.write(step.stats)
+        return step
 
     def _judge_all(self) -> bool:
         waiting = self._docket.take()

@@ -38,7 +38,7 @@ class Reasons:
         self._casefile = CaseFile()
         self._locator = LiveLocator(locate)
         self._module_types: tuple[str, ...] = ()
-        self._newest: StepStats | None = None  # of the step that has just ended
+        self._newest: StepStats | None = None  # of the step that has just ended, or become known
         self._urgent = 0
 
     @property
@@ -79,8 +79,9 @@ class Reasons:
         self._locator.before_step()
 
     def step_over(self, stats: StepStats) -> None:
-        """A step is over."""
-        self._newest = stats
+        """A step is over, and its numbers are known. A bad one that came late is not forgotten for the next."""
+        if self._newest is None or self._newest.finite and _finite_loss(self._newest):
+            self._newest = stats
 
     def judged(
         self, optimizer: Optimizer | None, stats: StepStats, findings: Sequence[Finding], rules: RuleSet
@@ -134,3 +135,7 @@ class Reasons:
         if writer is not None:
             writer.event(EVENT, max(steps - 1, 0), {"end": True, "facts": facts_to_json(facts)})
         return facts.verdict.reason, diagnose(self.findings, facts, acted=acted)
+
+
+def _finite_loss(stats: StepStats) -> bool:
+    return stats.loss is None or math.isfinite(stats.loss)

@@ -25,10 +25,12 @@ from steadygrad.integrations.guarding import new_guard, new_live_repair
 from steadygrad.integrations.in_force import InForce, Prescribed
 from steadygrad.integrations.judging import Judging
 from steadygrad.integrations.live_repair import LiveRepair
+from steadygrad.integrations.on_device import leave_to_device
 from steadygrad.integrations.options import Observer, Options
 from steadygrad.integrations.ours import ours
 from steadygrad.integrations.reasons import Reasons
 from steadygrad.integrations.run_record import RunRecord
+from steadygrad.probe.ended import Unread
 from steadygrad.probe.joinpoints import JoinPoints
 from steadygrad.probe.probe import Probe
 from steadygrad.probe.tiers import TIERS
@@ -80,6 +82,7 @@ class Session:
         self._open: dict[
             int, StepStats
         ] = {}  # optimizer index -> the step between before_step and after_step
+        self._unread: Unread | None = None  # the step under way, if the device decides on it
         self._summary: RunSummary | None = None
 
     # ------------------------------------------------------------------ doors
@@ -138,6 +141,8 @@ class Session:
     def graph(self, roots: Sequence[Tensor], values: Sequence[Tensor]) -> None:
         if any(o not in self._known for o in self._joinpoints.optimizers()):
             self._meet_optimizers()
+        if self._guard is not None:
+            self._guard.clear_gradients()
         self._reasons.before_backward(roots, values, self._steps, self._probe, self._rules)
         self._in_force.backward(roots, values)
 
@@ -167,6 +172,11 @@ class Session:
         if self._guard is not None:
             if stale and self._guard.stop is not None:
                 self._raise_stop(self._guard.stop.reason)
+            if not stale and self._alone:
+                self._unread = leave_to_device(optimizer, self._probe, self._guard, self._rules)
+                if self._unread is not None:
+                    self._open[index] = self._unread.stats
+                    return True
             self._guard.buffers.look()
         stats = self._probe.before(optimizer)
         self._open[index] = stats
@@ -181,7 +191,8 @@ class Session:
     def step_raised(self, optimizer: Optimizer) -> None:
         self._in_force.undo_step()
         if self._guard is not None:
-            self._guard.undo_overrides()
+            self._guard.step_raised()
+        self._unread = None
         self._probe.step_raised()
         self._open.pop(self._probe.optimizer_index(optimizer), None)
 
@@ -212,7 +223,8 @@ class Session:
             if taken_back is not None:
                 self._skip(taken_back)
                 applied = False
-        ended = self._probe.end(optimizer, stats, applied)
+        unread, self._unread = self._unread, None
+        ended = self._probe.end(optimizer, stats, applied, unread)
         self._steps = max(self._steps, stats.step + 1)
         skipped = index in self._skipped_by_guard
         self._skipped_by_guard.discard(index)
@@ -227,6 +239,12 @@ class Session:
             self._raise_stop(self._guard.stop.reason)
 
     # ------------------------------------------------------------------ parts of a step
+    @property
+    def _alone(self) -> bool:
+        """Whether the guard alone has a say in the coming step, which is the user's own call and not compiled."""
+        others = self._in_force or self.live is not None or self.options.locate is not None or self.modes_on
+        return self._joinpoints.inside and not others
+
     @property
     def _trying(self) -> bool:
         """Whether the step is one of a trial, which says nothing of the run."""
@@ -297,6 +315,7 @@ class Session:
             self._in_force.undo_step()
             if self._guard is not None:
                 self._guard.undo_overrides()
+                self._guard.clear_gradients()
             if self.live is not None:
                 self.live.abandon()
             self._in_force.clear()

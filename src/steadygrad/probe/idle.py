@@ -77,6 +77,11 @@ class IdleSteps:
             found.append(self._reach(idle, tensors, infos, norms))
         return [odd for odd in found if odd is not None]
 
+    def reads_norms(self, optimizer: Optimizer) -> bool:
+        """Whether the norms of this optimizer's coming step may still be looked at."""
+        idle = self._optimizers.get(optimizer)
+        return idle is None or idle.looks < CERTAIN
+
     def _rate(self, optimizer: Optimizer, idle: _Idle, moving: bool) -> Oddity | None:
         idle.had_rate |= moving
         idle.without_rate = 0 if moving else idle.without_rate + 1

@@ -98,6 +98,10 @@ class LoopFacts:
         )
         self._in_step = True
 
+    def reads_norms(self, optimizer: Optimizer) -> bool:
+        """Whether the norms that this optimizer's next :meth:`before_step` is told may still tell something."""
+        return self._idle.reads_norms(optimizer)
+
     def after_step(self, optimizer: Optimizer) -> None:
         """The step is over, taken or not."""
         self._in_step = False

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from steadygrad.probe.chosen_kernel import fastest_norms
-from steadygrad.probe.host import post
+from steadygrad.probe.host import near, post, wide
 
 TRITON = os.environ.get("STEADYGRAD_TRITON") == "1"  # not by itself, before it has been measured on a GPU
 MISSING = float("nan")
@@ -22,7 +22,7 @@ PLAIN = frozenset({torch.float32, torch.float64, torch.bfloat16, torch.float16})
 
 
 def gradient_norms(grads: Sequence[Tensor | None], scale: float = 1.0) -> np.ndarray:
-    """L2 norm of each gradient, taken in float32 (float64 for float64), as float64 on the host.
+    """L2 norm of each gradient, taken in float32 (float64 for float64, and on a GPU), as float64 on the host.
 
     Args:
         grads: of any shape, device and dtype; dense, sparse, complex, or DTensors (their norm is that of the whole
@@ -46,6 +46,22 @@ def gradient_norms(grads: Sequence[Tensor | None], scale: float = 1.0) -> np.nda
     else:
         norms = _norms_of_any(grads)
     return norms / scale if scale != 1.0 else norms
+
+
+def norms_on_device(grads: Sequence[Tensor]) -> Sequence[Tensor] | None:
+    """The norms that :func:`gradient_norms` takes of these gradients, left on their device: the host does not wait.
+
+    Returns:
+        One 0-D tensor each, not finite where the gradient is not; None where the host would have to come back to be
+        sure: for gradients of several kinds, near ones, and on a device without float64.
+    """
+    far = not TRITON and _alike(grads) and not near(grads[0]) and _width(grads[0]) is torch.float64
+    return _grouped(list(grads)) if far else None
+
+
+def with_infinities(norms: Sequence[float]) -> list[float]:
+    """What :func:`norms_on_device` has taken, as :func:`gradient_norms` gives it: a nan is an ``inf``."""
+    return [norm if math.isfinite(norm) else math.inf for norm in norms]
 
 
 def total_norm(norms: np.ndarray) -> float:
@@ -101,12 +117,16 @@ def _norms_on_host(values: list[Tensor]) -> list[float]:
 
 
 def _grouped(values: list[Tensor]) -> Sequence[Tensor]:
-    """The norm of each as a 0-D tensor: in float32, of float64 in float64."""
-    if values[0].dtype == torch.float64:
-        return torch._foreach_norm(values, 2)
-    if TRITON and values[0].is_cuda:
+    """The norm of each as a 0-D tensor."""
+    width = _width(values[0])
+    if TRITON and values[0].is_cuda and values[0].dtype != torch.float64:
         return fastest_norms(values).unbind()
-    return torch._foreach_norm(values, 2, dtype=torch.float32)
+    return torch._foreach_norm(values, 2, dtype=width)
+
+
+def _width(values: Tensor) -> torch.dtype:
+    """What norms are added up in: far from the host wide enough at once, for to come back there would be a wait."""
+    return torch.float32 if near(values) and values.dtype != torch.float64 else wide(values.device)
 
 
 def _with_gaps(found: Iterable[float], grads: Sequence[Tensor | None]) -> np.ndarray:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 import weakref
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from operator import is_
 from typing import Any
 
@@ -16,20 +16,21 @@ from torch.optim import Optimizer
 from steadygrad._foreach import nonfinite
 from steadygrad.clip._told import fold_of
 from steadygrad.probe.activations import ActivationSampler, sampled
+from steadygrad.probe.at_step import first_rate, norms_at_step, scale_of
 from steadygrad.probe.compiled import Compiled
+from steadygrad.probe.ended import Ended, Unread
 from steadygrad.probe.host import Pending, post
 from steadygrad.probe.loop_facts import LoopFacts
 from steadygrad.probe.loss import LossKeeper
 from steadygrad.probe.moving_target import MovingTarget
 from steadygrad.probe.names import find_roots, flat_params, name_parameters, named_roots
-from steadygrad.probe.norms import gradient_norms, total_norm
+from steadygrad.probe.norms import MISSING, gradient_norms, norms_on_device, total_norm
 from steadygrad.probe.portrait import Portraitist
 from steadygrad.probe.root_outputs import RootOutputs
-from steadygrad.probe.rotation import Look, Rotation
+from steadygrad.probe.rotation import Rotation
 from steadygrad.probe.shared_norms import norms_at_hand
 from steadygrad.probe.tiers import CHEAP, Tier
 from steadygrad.records import NAN, Oddity, ParamInfo, Portrait, StepStats
-from steadygrad.schedule import effective_lr
 
 
 class _Watched:
@@ -51,20 +52,6 @@ class _Watched:
         """Hold no tensor of an optimizer that the script has discarded."""
         if self.optimizer() is None:
             self.tensors, self.rotation = [], Rotation()
-
-
-@dataclass(frozen=True, slots=True)
-class Ended:
-    """A step that is over."""
-
-    stats: StepStats  # without ``tensors`` as long as those are on their way
-    on_its_way: Look | None = None
-
-    def complete(self) -> StepStats:
-        """The step with all its numbers; waits for them if need be. To be asked before the optimizer's next step."""
-        if self.on_its_way is None:
-            return self.stats
-        return replace(self.stats, tensors=self.on_its_way.finish())  # host sync
 
 
 class Probe:
@@ -172,17 +159,12 @@ class Probe:
         scale = getattr(optimizer, "grad_scale", None)
         posted = post([scale.reshape(())]) if scale is not None else Pending([1.0])
         loss, passes = self._loss.post(), self._loss.passes
-        loss_scale = _scale_of(self._scaler) if self._scaler is not None else None
-        raw, applied, factor = _norms_at_step(optimizer, watched.tensors, posted)
+        loss_scale = scale_of(self._scaler) if self._scaler is not None else None
+        raw, applied, factor = norms_at_step(optimizer, watched.tensors, posted)
         if watched.raw:
             raw = np.array([watched.raw.get(id(p), n) for p, n in zip(watched.tensors, applied, strict=True)])
             watched.raw.clear()
-        self._loop.before_step(optimizer, watched.tensors, watched.infos, raw, self.roots)
-        if watched.index == 0 and self._target.due(watched.step):
-            odd = self._target.look(watched.step, self._alive(), self.roots)
-            self._following += (odd,) if odd is not None else ()
-        self._loss.in_step = True
-        watched.rotation.before(optimizer, watched.tensors, watched.numbers, watched.step, factor)
+        self._open_step(optimizer, watched, raw, factor)
         grad_norm = total_norm(raw)
         return StepStats(
             step=watched.step,
@@ -191,7 +173,7 @@ class Probe:
             grad_norm=grad_norm,
             clipped_grad_norm=grad_norm if applied is raw else total_norm(applied),
             grad_norms=raw,
-            lr=float(effective_lr(optimizer)[0]) if "lr" in optimizer.param_groups[0] else NAN,
+            lr=first_rate(optimizer),
             params=watched.infos,
             num_backwards=passes,
             loss_scale=loss_scale.numbers()[0] if loss_scale is not None else None,
@@ -199,12 +181,63 @@ class Probe:
             portrait=self._take_portrait(watched),
         )
 
+    def before_unread(self, optimizer: Optimizer) -> Unread | None:
+        """As :meth:`before`, and the host does not wait. None, with nothing done, where it has to know at once.
+
+        That is where the user has clipped or a GradScaler is at work, and in the steps that are looked at closely.
+        """
+        watched = self._of(optimizer)
+        self._name(watched, optimizer)
+        first = watched.index == 0
+        if watched.raw or self._portraits.waiting or fold_of(optimizer) is not None:
+            return None
+        if self._scaler is not None and self._scaler.is_enabled():
+            return None
+        if first and (self._target.due(watched.step) or (self._sampler and self._sampler.due(watched.step))):
+            return None
+        if watched.amp_skips or self._loop.reads_norms(optimizer):
+            return None
+        present = [p.grad is not None for p in watched.tensors]
+        norms = norms_on_device([p.grad for p in watched.tensors if p.grad is not None])
+        if norms is None:
+            return None
+        loss, passes = self._loss.post(), self._loss.passes
+        unknown = np.full(len(present), MISSING)
+        self._open_step(optimizer, watched, unknown, 1.0)
+        stats = StepStats(
+            step=watched.step,
+            optimizer=watched.index,
+            loss=None,
+            grad_norm=NAN,
+            clipped_grad_norm=NAN,
+            grad_norms=unknown,
+            lr=first_rate(optimizer),
+            params=watched.infos,
+            num_backwards=passes,
+            loss_scale=scale_of(self._scaler).numbers()[0] if self._scaler is not None else None,
+        )
+        return Unread(stats, norms, present, loss)
+
+    def _open_step(self, optimizer: Optimizer, watched: _Watched, norms: np.ndarray, factor: float) -> None:
+        """What is looked at in the moment before a step."""
+        self._loop.before_step(optimizer, watched.tensors, watched.infos, norms, self.roots)
+        if watched.index == 0 and self._target.due(watched.step):
+            odd = self._target.look(watched.step, self._alive(), self.roots)
+            self._following += (odd,) if odd is not None else ()
+        self._loss.in_step = True
+        watched.rotation.before(optimizer, watched.tensors, watched.numbers, watched.step, factor)
+
     def after(self, optimizer: Optimizer, stats: StepStats, applied: bool) -> StepStats:
         """The step is over, taken or not: what could only be read now is filled in."""
         return self.end(optimizer, stats, applied).complete()
 
-    def end(self, optimizer: Optimizer, stats: StepStats, applied: bool) -> Ended:
-        """As :meth:`after`, without waiting for numbers that are on their way from a device."""
+    def end(
+        self, optimizer: Optimizer, stats: StepStats, applied: bool, unread: Unread | None = None
+    ) -> Ended:
+        """As :meth:`after`, without waiting for numbers that are on their way from a device.
+
+        ``unread``: what :meth:`before_unread` gave; ``applied`` is then what the step is taken for until it is read.
+        """
         watched = self._order[stats.optimizer]
         now = time.perf_counter()
         seconds = now - watched.last_time if watched.last_time is not None else NAN
@@ -214,7 +247,7 @@ class Probe:
         self._loss.in_step = False
         self._loop.after_step(optimizer)
         look = watched.rotation.leave(optimizer, applied)
-        here = look is not None and look.ready()
+        here = look is not None and unread is None and look.ready()
         tensors = look.finish() if look is not None and here else ()
         activations: tuple = ()
         if watched.index == 0:
@@ -224,7 +257,9 @@ class Probe:
             self._arm_for(watched.step)
         portrait = self._with_oddities(stats.step, stats.portrait)
         return Ended(
-            stats.with_outcome(applied, tensors, activations, seconds, portrait), None if here else look
+            stats.with_outcome(applied, tensors, activations, seconds, portrait),
+            None if here else look,
+            unread,
         )
 
     def step_raised(self) -> None:
@@ -323,34 +358,6 @@ class Probe:
             self._sampler.arm()
         if self._portrait_due:
             self._outputs.arm(self.roots)
-
-
-def _norms_at_step(
-    optimizer: Optimizer, tensors: Sequence[Tensor], posted: Pending
-) -> tuple[np.ndarray, np.ndarray, float]:
-    """Norms of the gradients at the step, before and after a folded clip: the clip's own, or taken now.
-
-    A folded clip steps right after its norms, in one call: nothing of the user's runs between, unless he has put a
-    wrapper of his own around ``step``. ``posted``: what the optimizer will divide by, a GradScaler's or the clip's; it
-    is asked for behind the norms, which were posted later, and given back last.
-    """
-    fold = fold_of(optimizer)
-    known = fold.raw_norms(tensors) if fold is not None else None  # host sync
-    if fold is not None and known is not None:
-        raw, scale = np.array(known), fold.scale.item()
-        return raw, raw if scale == 1 else raw * scale, posted.numbers()[0]
-    norms = gradient_norms([p.grad for p in tensors])  # host sync
-    factor = posted.numbers()[0]
-    applied = norms / factor if factor != 1.0 else norms
-    return norms if fold is not None and fold.folded else applied, applied, factor
-
-
-def _scale_of(scaler: Any) -> Pending:
-    """The factor of a GradScaler, without waiting for it."""
-    scale = getattr(scaler, "_scale", None)  # on the device; there is none before the first loss is scaled
-    if isinstance(scale, Tensor) and scaler.is_enabled():
-        return post([scale.reshape(())])
-    return Pending([float(scaler.get_scale())])
 
 
 def _local(tensor: Tensor) -> Tensor:

@@ -66,10 +66,11 @@ class Look:
         return self.posted.ready()
 
     @torch.no_grad()
-    def finish(self) -> tuple[TensorStats, ...]:
-        """The numbers of each piece."""
+    def finish(self, applied: bool = True) -> tuple[TensorStats, ...]:
+        """The numbers of each piece. ``applied``: False where it has turned out since that the step was not taken."""
         numbers = self.posted.numbers()  # host sync
         broken = _nonfinite_pieces(self.floats, numbers["state"])
+        applied = applied and self.applied
         return tuple(
             _stats(
                 i,
@@ -77,8 +78,9 @@ class Look:
                 weight,
                 self.states[i],
                 numbers,
-                self.applied,
-                self.moments.get(i),
+                self.moments.get(i) if applied else None,
+                applied=applied,
+                compared=self.applied,
                 broken=i in broken,
             )
             for i, weight in enumerate(self.weights)
@@ -251,6 +253,7 @@ class Rotation:
             _subtract_(pieces, weights)
             read.add_norms("update", {i: p.old for i, p in enumerate(pieces) if weights[i] is not None})
             moments = _read_moments(optimizer, seen, states)
+        seen.grads.clear()  # or numbers that are on their way would keep gradients that nobody needs
         return Look(seen, weights, states, floats, moments, applied, read.post())
 
     def _new_plan(self, optimizer: Optimizer, params: Sequence[Tensor], step: int) -> Plan:
@@ -306,19 +309,20 @@ def _stats(
     weight: Tensor | None,
     state: dict[str, Any],
     numbers: dict[str, dict[Any, float]],
-    applied: bool,
     moment: Moment | None,
     *,
+    applied: bool,
+    compared: bool,
     broken: bool,
 ) -> TensorStats:
-    """The record of one piece from its numbers."""
+    """The record of one piece from its numbers. ``compared``: it was subtracted from what it was before the step."""
     piece = seen.pieces[i]
-    norm, update = numbers["weight"].get(i, NAN), numbers["update"].get(i, NAN)
+    norm, update = numbers["weight"].get(i, NAN), numbers["update"].get(i, NAN) if applied else NAN
     finite = math.isfinite(norm) and (not applied or math.isfinite(update))
     if weight is not None and not (finite and SAFE[0] < norm < SAFE[1] and not update > SAFE[1]):
-        exact, exact_update = _exactly(piece, weight, applied)
+        exact, exact_update = _exactly(piece, weight, compared)
         norm = exact if math.isfinite(exact) else norm
-        update = exact_update if math.isfinite(exact_update) else update
+        update = exact_update if applied and math.isfinite(exact_update) else update
         finite = not nonfinite([weight])
     if not finite and not broken:
         broken = bool(nonfinite([tensor for _, tensor in _state_slices(piece, state)]))
@@ -396,8 +400,8 @@ def _nonfinite_pieces(tensors: dict[Any, Tensor], norms_of: dict[Any, float]) ->
     return {suspects[k][0] for k in nonfinite([tensors[key] for key in suspects])} if suspects else set()
 
 
-def _exactly(piece: Piece, new: Tensor, applied: bool) -> tuple[float, float]:
+def _exactly(piece: Piece, new: Tensor, compared: bool) -> tuple[float, float]:
     """Weight norm and update norm in float64, for a piece whose float32 squares under- or overflowed, or are nan."""
     kept, now = piece.old.cpu().double(), new.cpu().double()
-    old = kept + now if applied else kept  # after the step ``kept`` holds w_old - w_new
-    return float(torch.linalg.vector_norm(old)), float(torch.linalg.vector_norm(kept)) if applied else NAN
+    old = kept + now if compared else kept  # after the step ``kept`` holds w_old - w_new
+    return float(torch.linalg.vector_norm(old)), float(torch.linalg.vector_norm(kept)) if compared else NAN
