@@ -15,6 +15,7 @@ _PUBLIC = {
     "forecast": "steadygrad.forecasting",
     "Forecast": "steadygrad.forecasting",
     "locate": "steadygrad.locating",
+    "is_healthy": "steadygrad.guard.health",
     "repair_training": "steadygrad.integrations.mend_here",
     "FirstNonFinite": "steadygrad.records",
     "GuardStop": "steadygrad.guard.policy",
