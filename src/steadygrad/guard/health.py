@@ -105,9 +105,9 @@ def is_healthy(state: Any, *, ignore: Iterable[str] = ()) -> Health:
             found += parts
         bad: dict[str, BadTensor] = {}
         for i in nonfinite(found):
-            tensor = _bad(names[i], found[i])
-            if tensor is not None:
-                bad.setdefault(names[i], tensor)
+            verdict = _bad(names[i], found[i])
+            if verdict is not None:
+                bad.setdefault(names[i], verdict)
     return Health(tuple(bad.values()), len(set(names)), tuple(unread))
 
 

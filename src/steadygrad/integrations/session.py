@@ -28,6 +28,7 @@ from steadygrad.integrations.live_repair import LiveRepair
 from steadygrad.integrations.options import Observer, Options
 from steadygrad.integrations.ours import ours
 from steadygrad.integrations.reasons import Reasons
+from steadygrad.integrations.resumed import Resumed
 from steadygrad.integrations.run_record import RunRecord
 from steadygrad.probe.joinpoints import JoinPoints
 from steadygrad.probe.probe import Probe
@@ -81,6 +82,8 @@ class Session:
             int, StepStats
         ] = {}  # optimizer index -> the step between before_step and after_step
         self._summary: RunSummary | None = None
+        self.resumed: Resumed | None = None  # from a saved state, and not yet gone on
+        self._repair_state: dict[str, Any] | None = None  # saved, for who will try remedies
 
     # ------------------------------------------------------------------ doors
     def install(self) -> None:
@@ -161,6 +164,9 @@ class Session:
             self.record.begin()
         if optimizer not in self._known:
             self._meet_optimizers()
+        if self.resumed is not None:
+            self.resumed.before_first_step(self._guard)
+            self.resumed = None
         self._reasons.before_step()
         index = self._probe.optimizer_index(optimizer)
         stale, self._put_back = self._judging.catch_up() or self._put_back, False
@@ -273,6 +279,11 @@ class Session:
         self._guard = self._judging.guard = new_guard(state, self._probe, self._rules, self.record)
         self._prepare_repair()
 
+    def resume_repair(self, state: dict[str, Any]) -> None:
+        """What was repaired before the run was resumed; remedies stay in force where they are tried now as well."""
+        self._repair_state = state
+        self._prepare_repair()
+
     def _prepare_repair(self) -> None:
         """Remedies are tried where it was asked for, and where the guard acts."""
         asked = self._replay_length is not None or self.options.repair == "live"
@@ -280,6 +291,9 @@ class Session:
             self.live = self._judging.live = new_live_repair(
                 self._guard, self._in_force, self._rules, self.record, self._replay_length
             )
+        if self.live is not None and self._repair_state is not None:
+            self.live.load_state_dict(self._repair_state)
+            self._repair_state = None
 
     def _raise_stop(self, reason: str) -> None:
         """Raised at this step and, if the script swallows it, at every step after."""
