@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, TypeVar
@@ -201,6 +201,34 @@ def watch(
         >>> run.actions
         []
     """
+    return open_watcher(
+        model,
+        optimizers,
+        door="sg.watch",
+        guard=guard,
+        runs=runs,
+        name=name,
+        observer=observer,
+        repair=repair,
+        tier=tier,
+        sink=sink,
+    )
+
+
+def open_watcher(
+    model: nn.Module | Iterable[nn.Module],
+    optimizers: Sequence[Any],
+    *,
+    door: str,
+    guard: Literal["off", "warn", "on"],
+    runs: str | Path,
+    name: str | None,
+    observer: Observer | None,
+    repair: Literal["off", "live"],
+    tier: Literal["cheap", "standard", "deep"],
+    sink: str | Sink | Iterable[str | Sink],
+) -> Watcher:
+    """As :func:`watch`. ``door``: what the user has called, for an error that names it."""
     models = list(model) if isinstance(model, Iterable) and not isinstance(model, nn.Module) else [model]
     for item in models:
         if not isinstance(item, nn.Module):
@@ -226,10 +254,19 @@ def watch(
         Options(runs=str(runs), name=name, guard=guard, tier=tier, repair=repair, sinks=sinks),
         script=script,
         observer=observer,
+        door=door,
     )
     try:
-        session.attach(models, optimizers)
+        session.attach(models, [_inner(optimizer) for optimizer in optimizers])
     except ValueError:
         session.close()
         raise
     return Watcher(session)
+
+
+def _inner(optimizer: Optimizer) -> Optimizer:
+    """The optimizer that Accelerate's wrapper holds: the wrapper is called at every micro-batch, and steps at some."""
+    inner = getattr(optimizer, "optimizer", None)
+    if type(optimizer).__module__.partition(".")[0] == "accelerate" and isinstance(inner, Optimizer):
+        return inner
+    return optimizer

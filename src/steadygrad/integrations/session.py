@@ -47,6 +47,7 @@ class Session:
         observer: is told what happens (the terminal).
         exit_on_stop: the guard's stop ends the script with exit code 86 instead of raising :class:`GuardStop`.
         run_dir: use this run directory (a launcher made it) instead of making one.
+        door: through which the user came in, for people.
     """
 
     def __init__(
@@ -58,6 +59,7 @@ class Session:
         observer: Observer | None = None,
         exit_on_stop: bool = False,
         run_dir: Path | None = None,
+        door: str = "steadygrad run",
     ) -> None:
         self.options = options
         self.armed = True
@@ -65,7 +67,7 @@ class Session:
         self.run_dir = self.record.run_dir
         self.live: LiveRepair | None = None
         self._exit_on_stop = exit_on_stop
-        self._joinpoints = JoinPoints(self)
+        self._joinpoints = JoinPoints(self, f"{door}, run {self.run_dir.name}")
         self._probe = Probe(tier=TIERS[options.tier])
         self._rules = RuleSet()
         self._reasons = Reasons(options.locate)
@@ -248,6 +250,15 @@ class Session:
         """Judge the steps that wait, so that whoever asks is told of all that happened."""
         self._put_back |= self._judging.settle()
 
+    @ours(None)
+    def trouble(self) -> str | None:
+        """What is wrong with a run that is about to be saved, as far as the guard knows; trials are decided first."""
+        self.settle()
+        if self.live is not None:
+            self.live.settle()
+        incident = self._guard.policy.incident if self._guard is not None else None
+        return None if incident is None else f"{incident.message}, and the run has not recovered yet"
+
     def _meet_optimizers(self) -> None:
         """A new optimizer takes its first step: a run begins, or (k-fold, a second phase) begins anew.
 
@@ -341,7 +352,10 @@ class Session:
         stopped = self._guard is not None and self._guard.stop is not None
         self._reasons.stop_watching()
         of_guard = self._guard.notes if self._guard is not None else ()
-        for text in (*of_guard, *self._reasons.notes, *self._probe.notes):
+        lost = [
+            f"{name} has taken an optimizer over and watches it alone" for name in self._joinpoints.taken_by
+        ]
+        for text in (*lost, *of_guard, *self._reasons.notes, *self._probe.notes):
             self.record.note(text)
         verdict, causes = self._reasons.conclude(
             self.record.writer,

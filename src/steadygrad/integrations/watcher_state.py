@@ -57,9 +57,17 @@ def _few(guard: Guard, asked: bool | None) -> bool:
 
 
 def put_state(
-    session: Session, state: Mapping[str, Any], data: Any = None, rng: bool = True
+    session: Session,
+    state: Mapping[str, Any],
+    data: Any = None,
+    rng: bool = True,
+    place: str | None = None,
 ) -> tuple[str, ...]:
-    """See :meth:`steadygrad.Watcher.load_state_dict`."""
+    """See :meth:`steadygrad.Watcher.load_state_dict`.
+
+    ``place``: of a trainer that knows its data: why it does not go on with the sample that was next, in a sentence,
+    "" if it does. None: nobody knows.
+    """
     _check(session, state, data)
     optimizers = session._joinpoints.optimizers()
     session._meet_optimizers()
@@ -78,7 +86,9 @@ def put_state(
         data.load_state_dict(state["data"])
     if rng:
         set_plain_rng_state(state["rng"])
-    short = _what_is_missing(session, state, data)
+    if place is None:
+        place = _place(state, data)
+    short = ((place,) if place else ()) + _what_is_missing(session, state)
     for text in short:
         session.record.note(text)
     return short
@@ -119,15 +129,20 @@ def _check(session: Session, state: Any, data: Any) -> None:
         raise TypeError(f"data needs load_state_dict(), and a {type(data).__name__} has none")
 
 
-def _what_is_missing(session: Session, state: Mapping[str, Any], data: Any) -> tuple[str, ...]:
-    """What keeps the resumed run from being bit-equal to one that was not interrupted, in sentences."""
+def _place(state: Mapping[str, Any], data: Any) -> str:
+    """Why the position in the data is not that of the checkpoint; "" if it is."""
+    if data is not None and state["data"] is not None:
+        return ""
+    return (
+        f"the position in the data was not restored: the run is bit-equal to one that was not interrupted only if the "
+        f"loop itself goes on with the batch of step {state['origin']['step']:,}"
+    )
+
+
+def _what_is_missing(session: Session, state: Mapping[str, Any]) -> tuple[str, ...]:
+    """What else keeps the resumed run from being bit-equal to one that was not interrupted, in sentences."""
     found = []
     step = state["origin"]["step"]
-    if data is None or state["data"] is None:
-        found.append(
-            f"the position in the data was not restored: the run is bit-equal to one that was not interrupted only "
-            f"if the loop itself goes on with the batch of step {step:,}"
-        )
     kept = state["guard"]
     if session._guard is not None and kept is None:
         found.append("the run was not guarded when it was saved: the guard begins anew")
