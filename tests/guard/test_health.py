@@ -94,3 +94,24 @@ def test_a_tensor_without_values_is_said_to_be_unread():
 def test_what_is_no_state_is_refused(thing):
     with pytest.raises(TypeError, match="is_healthy needs a state dict"):
         sg.is_healthy(thing)
+
+
+def test_of_a_sharded_tensor_the_part_of_this_rank_is_looked_at(tmp_path):
+    dist = pytest.importorskip("torch.distributed")
+    if not dist.is_available() or dist.is_initialized():
+        pytest.skip("needs a process group of its own")
+    from torch.distributed.tensor import DTensor, Shard, init_device_mesh
+
+    dist.init_process_group("gloo", store=dist.FileStore(str(tmp_path / "store"), 1), rank=0, world_size=1)
+    try:
+        mesh = init_device_mesh("cpu", (1,))
+        weight = nn.Parameter(DTensor.from_local(torch.ones(4, 2), mesh, [Shard(0)]))
+        optimizer = torch.optim.Adam([weight], lr=0.1)
+        weight.square().sum().backward()
+        optimizer.step()
+        assert sg.is_healthy({"weight": weight, "optimizer": optimizer})
+        optimizer.state[weight]["exp_avg"].to_local()[1, 1] = NAN
+        (bad,) = sg.is_healthy({"weight": weight, "optimizer": optimizer}).bad
+        assert (bad.name, bad.nans, bad.size) == ("optimizer.state.0.exp_avg", 1, 8)
+    finally:
+        dist.destroy_process_group()

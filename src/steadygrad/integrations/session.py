@@ -246,18 +246,11 @@ class Session:
             self.record.action(action)
 
     @ours(None)
-    def settle(self) -> None:
-        """Judge the steps that wait, so that whoever asks is told of all that happened."""
+    def settle(self, *, trials: bool = False) -> None:
+        """Judge the steps that wait, so that whoever asks is told of all that happened; end ``trials`` of remedies."""
         self._put_back |= self._judging.settle()
-
-    @ours(None)
-    def trouble(self) -> str | None:
-        """What is wrong with a run that is about to be saved, as far as the guard knows; trials are decided first."""
-        self.settle()
-        if self.live is not None:
+        if trials and self.live is not None:
             self.live.settle()
-        incident = self._guard.policy.incident if self._guard is not None else None
-        return None if incident is None else f"{incident.message}, and the run has not recovered yet"
 
     def _meet_optimizers(self) -> None:
         """A new optimizer takes its first step: a run begins, or (k-fold, a second phase) begins anew.

@@ -27,11 +27,8 @@ def take_state(session: Session, data: Any = None, snapshots: bool | None = None
         raise TypeError(
             f"data needs state_dict() and load_state_dict(), and a {type(data).__name__} has none"
         )
-    session.settle()
-    live = session.live
-    if live is not None:
-        live.settle()
-    guard = session._guard
+    session.settle(trials=True)
+    live, guard = session.live, session._guard
     return {
         "format": FORMAT,
         "steadygrad": __version__,

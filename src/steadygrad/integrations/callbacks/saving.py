@@ -39,10 +39,13 @@ class Saving:
         return reason
 
     def _own(self, run: Watcher | None) -> str | None:
-        trouble = run._session.trouble() if run is not None else None
+        if run is not None:
+            run._session.settle(trials=True)
         names = self._state.nonfinite_names()
         if not names:
-            return trouble
+            guard = run._session._guard if run is not None else None
+            incident = guard.policy.incident if guard is not None else None
+            return f"{incident.message}, and the run has not recovered yet" if incident is not None else None
         more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
         return f"{', '.join(names[:SHOWN])}{more} not finite"
 
