@@ -1,5 +1,8 @@
 """With Accelerate ``sg.watch`` works as it is: before ``prepare`` or after it, and in its checkpoints."""
 
+import re
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
@@ -76,3 +79,12 @@ def test_the_watcher_is_in_the_checkpoint(tmp_path):
             ends.append((run.actions, model.state_dict()))
     assert ends[0][0] == ends[1][0] and len(ends[0][0]) == 5
     assert all(map(torch.equal, ends[0][1].values(), ends[1][1].values()))
+
+
+def test_the_snippet_of_the_page_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    page = (Path(__file__).parents[2] / "docs" / "loops.md").read_text()
+    (code,) = (c for c in re.findall(r"```py\n(.*?)```", page, re.S) if "accelerate.Accelerator(" in c)
+    names = {"__name__": "__main__"}
+    exec(compile(code, "loops.md", "exec"), names)
+    assert names["run"].close().steps == 20

@@ -2,7 +2,9 @@
 
 import json
 import logging
+import re
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -93,6 +95,17 @@ def test_a_crashed_run_goes_on_bit_for_bit(tmp_path):
     assert any(note.startswith(f"resumed at step {CRASH}") for note in two.run.close().notes)
 
 
+def test_a_healthy_run_is_bit_identical_and_every_step_and_tensor_is_seen(tmp_path):
+    plain, watched, callback = seeded(), seeded(), steady.SteadyCallback(runs=str(tmp_path / "runs"))
+    train(tmp_path / "out", plain, steps=100, max_grad_norm=0.05)
+    train(tmp_path / "out", watched, callback, steps=100, max_grad_norm=0.05)
+    assert all(map(torch.equal, plain.state_dict().values(), watched.state_dict().values()))
+    run = sg.Run(callback.run.run_dir)
+    assert callback.run.close().steps == 100 and len(run.scalar("grad_norm")[0]) == 100
+    assert {p.name for p in run.params} == {name for name, _ in watched.named_parameters()}
+    assert max(run.scalar("clipped_grad_norm")[1]) < 0.051 < max(run.scalar("grad_norm")[1])
+
+
 def test_a_checkpoint_from_before_the_callback_is_resumed_as_well(tmp_path):
     saving = {"save_strategy": "steps", "save_steps": 3}
     train(tmp_path / "out", seeded(), steps=3, **saving)
@@ -163,3 +176,13 @@ def test_two_on_one_optimizer_are_refused_by_name(tmp_path):
     first.close()
     model = seeded()
     sg.watch(model, torch.optim.SGD(model.parameters(), lr=0.1), runs=tmp_path).close()
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # the framework's own: no accelerator, no TensorBoard
+def test_the_snippet_of_the_page_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    page = (Path(__file__).parents[2] / "docs" / "loops.md").read_text()
+    (code,) = (c for c in re.findall(r"```py\n(.*?)```", page, re.S) if "transformers.Trainer(" in c)
+    names = {"__name__": "__main__"}
+    exec(compile(code, "loops.md", "exec"), names)
+    assert names["steady"].run.close().steps > 0

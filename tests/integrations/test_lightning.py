@@ -1,6 +1,8 @@
 """In Lightning: state in the trainer's checkpoints, no bad checkpoint, numbers in its logger, clear refusals."""
 
 import logging
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -113,6 +115,17 @@ def test_a_crashed_run_goes_on_bit_for_bit(tmp_path):
     assert not any("position in the data" in note for note in resumed.notes)
 
 
+def test_a_healthy_run_is_bit_identical_and_every_step_and_tensor_is_seen(tmp_path):
+    plain, watched, callback = seeded(), seeded(), steady.SteadyCallback(runs=str(tmp_path))
+    fit(plain, steps=100, gradient_clip_val=0.05)
+    fit(watched, callback, steps=100, gradient_clip_val=0.05)
+    assert all(map(torch.equal, plain.state_dict().values(), watched.state_dict().values()))
+    run = sg.Run(callback.run.run_dir)
+    assert callback.run.close().steps == 100 and len(run.scalar("grad_norm")[0]) == 100
+    assert [p.name for p in run.params] == [name for name, _ in watched.named_parameters()]
+    assert max(run.scalar("clipped_grad_norm")[1]) < 0.051 < max(run.scalar("grad_norm")[1])
+
+
 def test_a_loader_without_a_place_is_told_of(tmp_path):
     data, saving = Data(), ModelCheckpoint(every_n_train_steps=4, save_top_k=-1, dirpath=tmp_path / "saved")
     loader = torch.utils.data.DataLoader(data, batch_size=BATCH)
@@ -195,3 +208,13 @@ def test_two_on_one_optimizer_are_refused_by_name(tmp_path):
     with pytest.raises(ValueError, match=words):
         fit(module, callback, steps=1)
     module.watcher.close()
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # the framework's own: no accelerator, no TensorBoard
+def test_the_snippet_of_the_page_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    page = (Path(__file__).parents[2] / "docs" / "loops.md").read_text()
+    (code,) = (c for c in re.findall(r"```py\n(.*?)```", page, re.S) if "LightningModule" in c)
+    names = {"__name__": "__main__"}
+    exec(compile(code, "loops.md", "exec"), names)
+    assert names["steady"].run.close().steps > 0
