@@ -61,7 +61,7 @@ def poison(x, y):
 
 
 FAULTS = {
-    "skip": (60,),
+    "a skip just before and later, then a rollback": (56, 60, 80, 81, 82),
     "across the checkpoint": (55, 56, 57),
     "rollbacks before and after": (20, 21, 22, 58, 59, 60, 90, 91, 92),
 }
