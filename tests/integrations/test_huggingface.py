@@ -116,6 +116,9 @@ def test_a_checkpoint_from_before_the_callback_is_resumed_as_well(tmp_path):
     state = json.loads((tmp_path / "out" / "checkpoint-6" / "trainer_state.json").read_text())
     assert state["stateful_callbacks"]["SteadyCallback"]["attributes"]["saved"]
     assert callback.run.close().steps == 3
+    assert (
+        "the checkpoint holds no state of steadygrad: its history begins anew" in callback.run.close().notes
+    )
 
 
 def test_the_trainers_own_way_of_restoring_callbacks(tmp_path):

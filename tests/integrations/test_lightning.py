@@ -126,6 +126,18 @@ def test_a_healthy_run_is_bit_identical_and_every_step_and_tensor_is_seen(tmp_pa
     assert max(run.scalar("clipped_grad_norm")[1]) < 0.051 < max(run.scalar("grad_norm")[1])
 
 
+def test_a_checkpoint_that_is_saved_after_the_training_has_the_state_too(tmp_path):
+    callback = steady.SteadyCallback(runs=str(tmp_path))
+    fit(seeded(bad=(3,)), callback, steps=EPOCH).save_checkpoint(tmp_path / "end.ckpt")
+    fit(seeded(), callback, steps=EPOCH + 2, ckpt=tmp_path / "end.ckpt")
+    assert (callback.run.close().steps, callback.run.close().skipped) == (EPOCH + 2, 1)
+    fit(seeded(), steps=EPOCH).save_checkpoint(tmp_path / "without.ckpt")
+    fit(seeded(), callback, steps=EPOCH + 2, ckpt=tmp_path / "without.ckpt")
+    assert (
+        "the checkpoint holds no state of steadygrad: its history begins anew" in callback.run.close().notes
+    )
+
+
 def test_a_loader_without_a_place_is_told_of(tmp_path):
     data, saving = Data(), ModelCheckpoint(every_n_train_steps=4, save_top_k=-1, dirpath=tmp_path / "saved")
     loader = torch.utils.data.DataLoader(data, batch_size=BATCH)

@@ -214,6 +214,8 @@ def test_what_does_not_fit_is_refused_and_nothing_is_changed(tmp_path):
             run.load_state_dict(state)
         with pytest.raises(TypeError, match="a list has none"):
             run.state_dict(data=[1])
+    with pytest.raises(ValueError, match="take its state before it is closed"):
+        run.state_dict()
     model = nn.Linear(2, 1)
     adam, sgd = torch.optim.Adam(model.parameters()), torch.optim.SGD(model.parameters(), lr=0.1)
     for optimizer, given, words in (

@@ -99,6 +99,7 @@ class Watcher:
 
         Raises:
             TypeError: ``data`` has no ``state_dict``.
+            ValueError: the watcher is closed.
 
         Example:
             >>> import torch, tempfile, steadygrad as sg

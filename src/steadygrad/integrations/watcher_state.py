@@ -27,6 +27,8 @@ def take_state(session: Session, data: Any = None, snapshots: bool | None = None
         raise TypeError(
             f"data needs state_dict() and load_state_dict(), and a {type(data).__name__} has none"
         )
+    if session._summary is not None:
+        raise ValueError("the run is over: take its state before it is closed")
     session.settle(trials=True)
     live, guard = session.live, session._guard
     return {

@@ -63,6 +63,8 @@ class SteadyCallback(Watching, Bases):  # type: ignore[misc]
                 else ""
             )
             self.resume(_from_text(saved), rng=False, place=place)  # the Trainer puts generators back itself
+        elif state.global_step:
+            self.resume_without()
         return careful(control, self.may_save)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **more: Any) -> None:

@@ -52,6 +52,8 @@ class SteadyCallback(Watching, Callback):  # type: ignore[misc, valid-type]
         if self._to_resume is not None:
             state, self._to_resume = self._to_resume, None
             self.resume(state, rng=True, place=_place(trainer))
+        elif trainer.ckpt_path is not None:
+            self.resume_without()
         self._protect(trainer.checkpoint_callbacks)
 
     def on_train_batch_end(

@@ -90,6 +90,11 @@ class Watching:
         except (ValueError, TypeError) as error:
             self.run._session.record.note(f"the watching of the checkpoint's run cannot go on: {error}")
 
+    def resume_without(self) -> None:
+        """The checkpoint that the trainer resumes from was saved without us."""
+        assert self.run is not None
+        self.run._session.record.note("the checkpoint holds no state of steadygrad: its history begins anew")
+
     def saved_state(self) -> dict[str, Any]:
         """What is to be in the trainer's checkpoint; empty before the first training."""
         return self.run.state_dict() if self.run is not None and self._running else self._last_state
@@ -117,7 +122,10 @@ class Watching:
         """It is over. Can be called again."""
         if self.run is None or not self._running:
             return
-        if error is not None:  # the trainer may save once more
-            self._last_state = self.run.state_dict()
+        try:
+            self._last_state = self.run.state_dict()  # the trainer may be asked to save once more
+        except Exception as failure:  # noqa: BLE001 - whatever we did wrong, the user's run must end as it would
+            self._last_state = {}
+            self._telling.note(f"its state could not be kept ({type(failure).__name__}: {failure})")
         self._running = False
         self.run.__exit__(None if error is None else type(error), error, None)
