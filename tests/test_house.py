@@ -44,6 +44,7 @@ FLOORS = {
     "mending": 9,
     "cli_words": 9,
     "cli_choices": 9,
+    "pytest_plugin": 10,
     "cli": 10,
 }
 

@@ -16,6 +16,7 @@ _PUBLIC = {
     "Forecast": "steadygrad.forecasting",
     "locate": "steadygrad.locating",
     "Recompute": "steadygrad.locating",
+    "is_healthy": "steadygrad.guard.health",
     "repair_training": "steadygrad.integrations.mend_here",
     "FirstNonFinite": "steadygrad.records",
     "GuardStop": "steadygrad.guard.policy",

@@ -48,6 +48,7 @@ def check(callback, model, optimizer):
     sg.watch(model, optimizer, runs=callback.run.run_dir.parent).close()  # nobody watches it any more
 
 
+@pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")  # Lightning's own
 def test_lightning(tmp_path):
     pl = pytest.importorskip("lightning.pytorch")
 
@@ -101,7 +102,11 @@ def test_without_the_framework_it_says_what_to_install():
 
 
 def test_one_training_after_the_other(tmp_path):
-    watching = Watching(runs=str(tmp_path), guard="warn")
+    class Silent(Watching):
+        def say(self, text):
+            pass
+
+    watching = Silent(runs=str(tmp_path), guard="warn")
     model = nn.Linear(2, 1)
     for _ in range(2):
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)

@@ -86,6 +86,24 @@ class CaseFile:
         if len(kept) > KEPT:  # the first and the newest stay, every other one between them goes
             self._portraits[optimizer] = kept[:1] + kept[2:-1:2] + kept[-1:]
 
+    def state_dict(self) -> dict[str, Any]:
+        """How the run has gone, for one that is resumed. Portraits, which it makes anew, are left out."""
+        return {
+            "main": self._main,
+            "courses": {str(i): course.state_dict() for i, course in self._courses.items()},
+            "first_ratios": list(self._first_ratios),
+            "num_backwards": self._num_backwards,
+            "poisoned": self._poisoned,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Put it back."""
+        self._main, self._num_backwards = state["main"], state["num_backwards"]
+        self._first_ratios, self._poisoned = list(state["first_ratios"]), state["poisoned"]
+        self._courses = {int(i): Course() for i in state["courses"]}
+        for i, course in self._courses.items():
+            course.load_state_dict(state["courses"][str(i)])
+
     def late_terms(self) -> tuple[LossTerm, ...]:
         """The parts of the loss with the medians of their values over the last third of the portraits."""
         portraits = [p for p in self._portraits.get(self._main or 0, []) if p.terms]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 KEPT = 1024
 EARLY = 10
@@ -55,6 +56,17 @@ class Course:
             sums = [*self._sums, (0.0, 0)]
             self._sums = [(a + b, m + n) for (a, m), (b, n) in zip(sums[::2], sums[1::2], strict=False)]
         self.steps += 1
+
+    def state_dict(self) -> dict[str, Any]:
+        """All of it, as plain numbers and lists."""
+        return {
+            name: value.copy() if isinstance(value, list) else value for name, value in vars(self).items()
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Put it back."""
+        for name, value in state.items():
+            setattr(self, name, value.copy() if isinstance(value, list) else value)
 
     @property
     def start(self) -> float:

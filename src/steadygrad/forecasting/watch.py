@@ -82,7 +82,7 @@ class FirstSteps:
         self.rules = RuleSet()
         self.casefile = CaseFile()
         self.locator = LiveLocator()
-        self.joinpoints = JoinPoints(self)
+        self.joinpoints = JoinPoints(self, "sg.forecast")
         self.steps = 0
         self._taken: dict[int, int] = {}  # steps of each optimizer
         self._wanted, self._enough, self._failed = steps, enough, failed

@@ -17,7 +17,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from statistics import median
 from typing import Any, Literal, Protocol
 
@@ -333,8 +333,10 @@ class Policy:
 
     # ------------------------------------------------------------------ state
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run needs to go on deciding alike, as plain data. An open incident is not kept."""
+        """What a resumed run needs to go on deciding alike, as plain data."""
         return {name: getattr(self, name) for name in _PLAIN} | {
+            "incident": asdict(self.incident) if self.incident is not None else None,
+            "check": asdict(self.check) if self.check is not None else None,
             "skips_in_a_row": {str(k): v for k, v in self.skips_in_a_row.items()},
             "recent_skips": list(self.recent_skips),
             "recent_norms": list(self.recent_norms),
@@ -346,7 +348,18 @@ class Policy:
         self.skips_in_a_row = {int(k): v for k, v in state["skips_in_a_row"].items()}
         self.recent_skips = deque(state["recent_skips"])
         self.recent_norms = deque(state["recent_norms"], maxlen=3)
-        self.incident = self.check = None
+        self.incident, self.check = _incident(state["incident"]), _incident(state["check"])
+
+    def forget_before(self, tick: int) -> None:
+        """There is no state from before this tick to go back to: what is under way counts from there."""
+        self.skips_in_a_row.clear()
+        for open_ in (self.incident, self.check):
+            if open_ is not None:
+                open_.tick = max(open_.tick, tick)
+
+
+def _incident(state: dict[str, Any] | None) -> Incident | None:
+    return None if state is None else Incident(**{**state, "losses": list(state["losses"])})
 
 
 _PLAIN = (

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -111,12 +113,64 @@ def read_snapshot(path: str | os.PathLike[str], *, max_bytes: int | None = None)
         OSError: it cannot be opened.
     """
     limit = available_bytes() if max_bytes is None else max_bytes
+    with _sense(), container.opened(Path(path)) as reader:
+        total = sum(blob.nbytes for blob in reader.blobs)
+        if total > limit:
+            raise DamagedSnapshot(f"it holds {total:,} bytes of tensors, {limit:,} are allowed")
+        return _decode(reader)
+
+
+def packed(frozen: Frozen) -> dict[str, Any]:
+    """A snapshot as plain data and tensors of its own, for a checkpoint of the user's.
+
+    Example:
+        >>> from steadygrad.guard.snapshot import Snapshot
+        >>> model, snapshot = torch.nn.Linear(2, 1), Snapshot()
+        >>> snapshot.take(TrainingState([model]), step=7)
+        >>> unpacked(packed(snapshot.freeze())).step
+        7
+    """
+    blobs, extra = contents(frozen)
+    with plainly():
+        return {"manifest": extra, "tensors": [tensor.clone() for _, tensor in blobs]}
+
+
+def unpacked(kept: dict[str, Any]) -> SavedSnapshot:
+    """What :func:`packed` gave, back. Nothing in it is executed.
+
+    Raises:
+        DamagedSnapshot: it is something else.
+    """
+    with _sense():
+        return _decode(_InMemory(kept["manifest"], [tensor.cpu() for tensor in kept["tensors"]]))
+
+
+class _Contents(Protocol):
+    """What a snapshot is decoded from: its manifest, what is known of its tensors, and the tensors."""
+
+    @property
+    def manifest(self) -> dict[str, Any]: ...
+    @property
+    def blobs(self) -> Sequence[container.Blob | Tensor]: ...
+    def tensors(self) -> Iterable[tuple[str, Tensor]]: ...
+
+
+@dataclass(frozen=True)
+class _InMemory:
+    manifest: dict[str, Any]
+    blobs: list[Tensor]
+
+    def tensors(self) -> list[tuple[str, Tensor]]:
+        return [("", tensor) for tensor in self.blobs]
+
+
+@contextmanager
+def _sense() -> Iterator[None]:
+    """Whatever a foreign manifest leads to is damage."""
     try:
-        with container.opened(Path(path)) as reader:
-            total = sum(blob.nbytes for blob in reader.blobs)
-            if total > limit:
-                raise DamagedSnapshot(f"it holds {total:,} bytes of tensors, {limit:,} are allowed")
-            return _decode(reader)
+        yield
+    except DamagedSnapshot:
+        raise
     except (
         Undecodable,
         RecursionError,
@@ -126,12 +180,10 @@ def read_snapshot(path: str | os.PathLike[str], *, max_bytes: int | None = None)
         OverflowError,
         RuntimeError,
     ) as error:
-        if isinstance(error, DamagedSnapshot):
-            raise
         raise DamagedSnapshot(f"its manifest makes no sense: {error}") from None
 
 
-def _decode(reader: container.Reader) -> SavedSnapshot:
+def _decode(reader: _Contents) -> SavedSnapshot:
     manifest = reader.manifest
     if set(manifest) != _KEYS or manifest["format"] != "steadygrad-snapshot" or manifest["version"] != 1:
         raise DamagedSnapshot("its manifest is not that of a steadygrad snapshot of version 1")
@@ -152,7 +204,7 @@ def _decode(reader: container.Reader) -> SavedSnapshot:
     return SavedSnapshot(step, str(manifest["torch"]), tuple(map(str, left_out)), image, places, rng)
 
 
-def _shape(place: Any, blobs: list[container.Blob]) -> tuple[int, ...] | None:
+def _shape(place: Any, blobs: Sequence[container.Blob | Tensor]) -> tuple[int, ...] | None:
     """The shape of the tensor of a place, None if the file does not hold it."""
     if place is None:
         return None
@@ -162,7 +214,7 @@ def _shape(place: Any, blobs: list[container.Blob]) -> tuple[int, ...] | None:
         return tuple(shape)
     if type(place) is not int or not 0 <= place < len(blobs):
         raise DamagedSnapshot(f"it speaks of tensor {place!r} of {len(blobs)}")
-    return blobs[place].shape
+    return tuple(blobs[place].shape)
 
 
 def _check(ref: TensorRef, shapes: list[tuple[int, ...] | None]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,6 +65,25 @@ class ScheduleKeeper:
     def taken(self, optimizer: Optimizer) -> None:
         """The step of which :meth:`skipped` was told has been taken after all."""
         self._held = [held for held in self._held if held.scheduler.optimizer is not optimizer]
+
+    def state_dict(self, schedulers: Sequence[Any]) -> dict[str, Any]:
+        """What is held and counted, by the position of each scheduler."""
+        position = {id(s): i for i, s in enumerate(schedulers)}
+        return {
+            "first": [[position[k], *seen] for k, seen in self._first.items() if k in position],
+            "held": [
+                [position[id(h.scheduler)], h.last_epoch, h.state, h.groups]
+                for h in self._held
+                if id(h.scheduler) in position
+            ],
+        }
+
+    def load_state_dict(self, state: dict[str, Any], schedulers: Sequence[Any]) -> None:
+        """Put it back, for as many schedulers as there are."""
+        known = dict(enumerate(schedulers))
+        self._first = {id(known[i]): (steps, epoch) for i, steps, epoch in state["first"] if i in known}
+        held = [_Held(known[i], *more) for i, *more in state["held"] if i in known]
+        self._held = copy.deepcopy(held, {id(h.scheduler): h.scheduler for h in held})
 
     def forget(self) -> None:
         """After a rollback the schedules are where the snapshot had them: nothing is held, counting starts anew."""

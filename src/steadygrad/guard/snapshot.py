@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -138,6 +139,23 @@ class Snapshot:
         self.image, self.left_out = capture.image, capture.left_out
         self.rng = rng_state()
         self.step = step
+
+    def hold(self, step: int, image: Image, tensors: Sequence[Tensor], rng: dict[str, Any]) -> None:
+        """Hold what was read from elsewhere, where it was finite. The tensors are copied.
+
+        Args:
+            step: of the moment when it was taken.
+            image: whose things are found again by name.
+            tensors: of its places.
+            rng: the random number generators of that moment.
+        """
+        self.drop()
+        of = {place: t.name for t in image.tensors for place in t.ref.places}
+        self.names = [of.get(i, f"tensor{i}") for i in range(len(tensors))]
+        with plainly():
+            self._saved = [t.detach().cpu().clone() for t in tensors]
+        self._constant, self._nonfinite = [None] * len(tensors), ()
+        self.image, self.rng, self.step = image, rng, step
 
     def amend(self, state: TrainingState) -> None:
         """Take in what joined the run after this snapshot was taken, with its present values."""

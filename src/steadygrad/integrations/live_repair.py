@@ -74,6 +74,7 @@ class LiveRepair:
         self._last: int | None = None  # tick of the last repair
         self._before = self._answer()
         self._start, self._best_end = Snapshot(), Snapshot()
+        self._kept: list[tuple[Remedy, CarefulChange]] = []  # that stay in force
 
     # ------------------------------------------------------------------ around the guard's own decision
     def _answer(self) -> Answer:
@@ -246,7 +247,7 @@ class LiveRepair:
         self._go(place)
         self._answer_with(self._before)
         assert course.remedy is not None
-        self._put(course.remedy, self._failed_later(course.name))
+        self._keep(course.remedy)
         twin = self._courses[0]
         free = shared_losses(course, twin) if self._paired else 0
         its = "could not go on" if twin.failed(self._level, free) else f"came to {twin.end:.3g}"
@@ -255,6 +256,29 @@ class LiveRepair:
             f"and the guard alone {its} ({len(ends) - 1} remedies tried)"
         )
         self._act(Action(self._step, "remedy", reason, self._code, self._optimizer, details))
+
+    def _keep(self, remedy: Remedy) -> None:
+        change = self._put(remedy, self._failed_later(remedy.name))
+        if change is not None:
+            self._kept.append((remedy, change))
+
+    def state_dict(self) -> dict[str, Any]:
+        """The remedies in force and what repairs there were, as plain data. Between two repairs."""
+        in_force = [
+            {"name": remedy.name, "plan": dict(remedy.plan)}
+            for remedy, change in self._kept
+            if change.given_up is None
+        ]
+        return {"repairs": self._repairs, "last": self._last, "in_force": in_force}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Put it back, and the remedies in force."""
+        self._repairs, self._last = state["repairs"], state["last"]
+        self._optimizers = list(self._guard.state.optimizers)
+        for kept in state["in_force"]:
+            self._course = Course(Remedy(kept["name"], kept["plan"], (), "tuning", 0.0, ""))
+            assert self._course.remedy is not None
+            self._keep(self._course.remedy)
 
     def _failed_later(self, name: str) -> Callable[[Exception], None]:
         def failed(error: Exception) -> None:

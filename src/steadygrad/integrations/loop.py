@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, TypeVar
@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from steadygrad.integrations.in_step import InStep
 from steadygrad.integrations.options import Observer, Options
 from steadygrad.integrations.session import Session
+from steadygrad.integrations.watcher_state import put_state, take_state
 from steadygrad.probe.tiers import TIERS
 from steadygrad.records import Action, Finding, RunSummary
 from steadygrad.sinks import Sink, checked_sinks
@@ -82,6 +83,62 @@ class Watcher:
             self._in_step = InStep(self._session)
         return self._in_step(fn, batch, more)
 
+    def state_dict(self, *, data: Any = None, snapshots: bool | None = None) -> dict[str, Any]:
+        """Everything that the watching of this run rests on, to be saved with each checkpoint of the loop.
+
+        The detectors' history, what the guard has decided and has in force, its snapshots, the counters, the random
+        number generators. Of dicts, lists, numbers, strings and tensors alone: ``torch.save`` takes it, and
+        ``torch.load`` with ``weights_only=True``. Models, optimizers and schedulers are the loop's own to save. Steps
+        that wait are judged first, and trials of remedies are decided: to be called before the model is saved.
+
+        Args:
+            data: what gives the batches, if it has ``state_dict()`` (a stateful loader or sampler): its state is kept.
+            snapshots: whether the states that the guard can go back to are in it, up to four times the size of model
+                and optimizer. None: where they take 32 MB or less together, in a run of one process. Without them a
+                resumed run can go back to this step, and not further.
+
+        Raises:
+            TypeError: ``data`` has no ``state_dict``.
+            ValueError: the watcher is closed.
+
+        Example:
+            >>> import torch, tempfile, steadygrad as sg
+            >>> model = torch.nn.Linear(4, 1)
+            >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+            >>> with sg.watch(model, optimizer, runs=tempfile.mkdtemp()) as run:
+            ...     model(torch.ones(8, 4)).square().mean().backward()
+            ...     optimizer.step()
+            ...     checkpoint = {"model": model.state_dict(), "watcher": run.state_dict()}
+            >>> with sg.watch(model, optimizer, runs=tempfile.mkdtemp()) as run:
+            ...     short = run.load_state_dict(checkpoint["watcher"])
+            >>> print(short[0].partition(":")[0])
+            the position in the data was not restored
+        """
+        return take_state(self._session, data, snapshots)
+
+    def load_state_dict(
+        self, state: Mapping[str, Any], *, data: Any = None, rng: bool = True
+    ) -> tuple[str, ...]:
+        """Go on where :meth:`state_dict` was taken: before the first step, with the same optimizers in the same order.
+
+        The run is then, bit for bit, the one that was not interrupted, if the loop puts back model, optimizers,
+        schedulers and scaler, and goes on with the next batch. It has a run directory of its own; its trace begins
+        with the next step and names the run that it comes from.
+
+        Args:
+            state: of a watcher of the same training.
+            data: what gives the batches: its state is put back as well, if it was saved.
+            rng: put the random number generators back (torch with its devices, numpy, random).
+
+        Returns:
+            What could not be put back, in sentences, which also go on record.
+
+        Raises:
+            ValueError: it is of another version or of other optimizers, or steps have been taken already. Nothing was
+                changed.
+        """
+        return put_state(self._session, state, data, rng)
+
     def close(self) -> RunSummary:
         """Stop watching: remove every hook, finish the record. Can be called again."""
         return self._session.close()
@@ -145,6 +202,34 @@ def watch(
         >>> run.actions
         []
     """
+    return open_watcher(
+        model,
+        optimizers,
+        door="sg.watch",
+        guard=guard,
+        runs=runs,
+        name=name,
+        observer=observer,
+        repair=repair,
+        tier=tier,
+        sink=sink,
+    )
+
+
+def open_watcher(
+    model: nn.Module | Iterable[nn.Module],
+    optimizers: Sequence[Any],
+    *,
+    door: str,
+    guard: Literal["off", "warn", "on"],
+    runs: str | Path,
+    name: str | None,
+    observer: Observer | None,
+    repair: Literal["off", "live"],
+    tier: Literal["cheap", "standard", "deep"],
+    sink: str | Sink | Iterable[str | Sink],
+) -> Watcher:
+    """As :func:`watch`. ``door``: what the user has called, for an error that names it."""
     models = list(model) if isinstance(model, Iterable) and not isinstance(model, nn.Module) else [model]
     for item in models:
         if not isinstance(item, nn.Module):
@@ -170,10 +255,19 @@ def watch(
         Options(runs=str(runs), name=name, guard=guard, tier=tier, repair=repair, sinks=sinks),
         script=script,
         observer=observer,
+        door=door,
     )
     try:
-        session.attach(models, optimizers)
+        session.attach(models, [_inner(optimizer) for optimizer in optimizers])
     except ValueError:
         session.close()
         raise
     return Watcher(session)
+
+
+def _inner(optimizer: Optimizer) -> Optimizer:
+    """The optimizer that Accelerate's wrapper holds: the wrapper is called at every micro-batch, and steps at some."""
+    inner = getattr(optimizer, "optimizer", None)
+    if type(optimizer).__module__.partition(".")[0] == "accelerate" and isinstance(inner, Optimizer):
+        return inner
+    return optimizer

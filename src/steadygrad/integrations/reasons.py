@@ -118,6 +118,21 @@ class Reasons:
             "steps_seen": FIRST_STEPS,
         }
 
+    # ------------------------------------------------------------------ a run that is resumed
+    def state_dict(self) -> dict[str, Any]:
+        """What has been found so far, as plain data."""
+        return {
+            "findings": [finding.to_json() for finding in self.findings],
+            "forecast": self.forecast,
+            "casefile": self._casefile.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Put it back."""
+        self.findings = [Finding(**finding) for finding in state["findings"]]
+        self.forecast = state["forecast"]
+        self._casefile.load_state_dict(state["casefile"])
+
     # ------------------------------------------------------------------ the end
     def stop_watching(self) -> None:
         """Leave the mode if it is on."""

@@ -20,6 +20,8 @@ from steadygrad.sinks.fan import Sinks
 from steadygrad.trace.rundir import create_run_dir, trace_path
 from steadygrad.trace.writer import TraceWriter
 
+_COUNTS = ("steps", "skipped", "amp_skips", "_incidents", "_loss_first", "_loss_best")
+
 
 class RunRecord:
     """The record of one run. A disk that cannot be written costs the trace, with one note, and nothing else.
@@ -59,6 +61,7 @@ class RunRecord:
         self._loss_first: float | None = None
         self._loss_best: float | None = None
         self._disk_failed = False
+        self._origin: dict[str, Any] | None = None  # the run and the step that this one was resumed from
 
     # ------------------------------------------------------------------ as the run goes
     def begin(self) -> None:
@@ -83,6 +86,7 @@ class RunRecord:
             "threads": torch.get_num_threads(),
             "rank": int(os.environ.get("RANK", 0)),
             "world_size": int(os.environ.get("WORLD_SIZE", 1)),
+            **({"resumed_from": self._origin} if self._origin is not None else {}),
         }
 
     def step(self, stats: StepStats, params: Sequence[ParamInfo], scalars: Mapping[str, float]) -> None:
@@ -148,6 +152,26 @@ class RunRecord:
         if not self._disk_failed:
             self._disk_failed = True
             self.note(text)
+
+    # ------------------------------------------------------------------ a run that is resumed
+    def state_dict(self) -> dict[str, Any]:
+        """The counts and what was done, as plain data."""
+        return {
+            **{name: getattr(self, name) for name in _COUNTS},
+            "losses": list(self._losses),
+            "actions": [action.to_json() for action in self.actions],
+        }
+
+    def load_state_dict(self, state: dict[str, Any], origin: dict[str, Any]) -> None:
+        """Put it back. ``origin``: the run that it is of, named in the trace, which holds the later steps alone."""
+        for name in _COUNTS:
+            setattr(self, name, state[name])
+        self._losses = deque(state["losses"], maxlen=self._losses.maxlen)
+        self.actions = [Action(**action) for action in state["actions"]]
+        self._origin = origin
+        self.note(
+            f"resumed at step {origin['step']:,} of {origin['run_dir']}, whose trace holds the steps before"
+        )
 
     def _trace_failed(self, error: BaseException) -> None:
         self.cannot_write(f"the trace can no longer be written ({error}): the run goes on without it")

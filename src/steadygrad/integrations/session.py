@@ -29,6 +29,7 @@ from steadygrad.integrations.on_device import leave_to_device
 from steadygrad.integrations.options import Observer, Options
 from steadygrad.integrations.ours import ours
 from steadygrad.integrations.reasons import Reasons
+from steadygrad.integrations.resumed import Resumed
 from steadygrad.integrations.run_record import RunRecord
 from steadygrad.probe.ended import Unread
 from steadygrad.probe.joinpoints import JoinPoints
@@ -48,6 +49,7 @@ class Session:
         observer: is told what happens (the terminal).
         exit_on_stop: the guard's stop ends the script with exit code 86 instead of raising :class:`GuardStop`.
         run_dir: use this run directory (a launcher made it) instead of making one.
+        door: through which the user came in, for people.
     """
 
     def __init__(
@@ -59,6 +61,7 @@ class Session:
         observer: Observer | None = None,
         exit_on_stop: bool = False,
         run_dir: Path | None = None,
+        door: str = "steadygrad run",
     ) -> None:
         self.options = options
         self.armed = True
@@ -66,7 +69,7 @@ class Session:
         self.run_dir = self.record.run_dir
         self.live: LiveRepair | None = None
         self._exit_on_stop = exit_on_stop
-        self._joinpoints = JoinPoints(self)
+        self._joinpoints = JoinPoints(self, f"{door}, run {self.run_dir.name}")
         self._probe = Probe(tier=TIERS[options.tier])
         self._rules = RuleSet()
         self._reasons = Reasons(options.locate)
@@ -84,6 +87,8 @@ class Session:
         ] = {}  # optimizer index -> the step between before_step and after_step
         self._unread: Unread | None = None  # the step under way, if the device decides on it
         self._summary: RunSummary | None = None
+        self.resumed: Resumed | None = None  # from a saved state, and not yet gone on
+        self._repair_state: dict[str, Any] | None = None  # saved, for who will try remedies
 
     # ------------------------------------------------------------------ doors
     def install(self) -> None:
@@ -166,6 +171,9 @@ class Session:
             self.record.begin()
         if optimizer not in self._known:
             self._meet_optimizers()
+        if self.resumed is not None:
+            self.resumed.before_first_step(self._guard)
+            self.resumed = None
         self._reasons.before_step()
         index = self._probe.optimizer_index(optimizer)
         stale, self._put_back = self._judging.catch_up() or self._put_back, False
@@ -256,9 +264,11 @@ class Session:
             self.record.action(action)
 
     @ours(None)
-    def settle(self) -> None:
-        """Judge the steps that wait, so that whoever asks is told of all that happened."""
+    def settle(self, *, trials: bool = False) -> None:
+        """Judge the steps that wait, so that whoever asks is told of all that happened; end ``trials`` of remedies."""
         self._put_back |= self._judging.settle()
+        if trials and self.live is not None:
+            self.live.settle()
 
     def _meet_optimizers(self) -> None:
         """A new optimizer takes its first step: a run begins, or (k-fold, a second phase) begins anew.
@@ -291,6 +301,11 @@ class Session:
         self._guard = self._judging.guard = new_guard(state, self._probe, self._rules, self.record)
         self._prepare_repair()
 
+    def resume_repair(self, state: dict[str, Any]) -> None:
+        """What was repaired before the run was resumed; remedies stay in force where they are tried now as well."""
+        self._repair_state = state
+        self._prepare_repair()
+
     def _prepare_repair(self) -> None:
         """Remedies are tried where it was asked for, and where the guard acts."""
         asked = self._replay_length is not None or self.options.repair == "live"
@@ -298,6 +313,9 @@ class Session:
             self.live = self._judging.live = new_live_repair(
                 self._guard, self._in_force, self._rules, self.record, self._replay_length
             )
+        if self.live is not None and self._repair_state is not None:
+            self.live.load_state_dict(self._repair_state)
+            self._repair_state = None
 
     def _raise_stop(self, reason: str) -> None:
         """Raised at this step and, if the script swallows it, at every step after."""
@@ -346,7 +364,10 @@ class Session:
         stopped = self._guard is not None and self._guard.stop is not None
         self._reasons.stop_watching()
         of_guard = self._guard.notes if self._guard is not None else ()
-        for text in (*of_guard, *self._reasons.notes, *self._probe.notes):
+        lost = [
+            f"{name} has taken an optimizer over and watches it alone" for name in self._joinpoints.taken_by
+        ]
+        for text in (*lost, *of_guard, *self._reasons.notes, *self._probe.notes):
             self.record.note(text)
         verdict, causes = self._reasons.conclude(
             self.record.writer,

@@ -56,10 +56,13 @@ class JoinPoints:
 
     Args:
         listener: is told. Only in the process that made this object; in a forked child nothing happens.
+        name: of the listener, for people.
     """
 
-    def __init__(self, listener: Listener) -> None:
+    def __init__(self, listener: Listener, name: str = "another watcher") -> None:
         self.listener = listener
+        self.name = name
+        self.taken_by: list[str] = []  # names of those who have taken an optimizer over from us
         self.everything = False
         self.attached: weakref.WeakKeyDictionary[Any, None] = weakref.WeakKeyDictionary()  # in order
         self.steps = 0  # that have begun, of all its optimizers
@@ -92,19 +95,21 @@ class JoinPoints:
         """Listen to the steps of this optimizer. One that a listener to everything has is taken over from it.
 
         Raises:
-            ValueError: another listener has attached to just this optimizer.
+            ValueError: another listener has attached to just this optimizer. It is named, and so are we.
         """
         owner = owners.get(optimizer)
         if owner is self:
             return
         if owner is not None and not owner.everything:
             raise ValueError(
-                f"this {type(optimizer).__name__} is watched already: close the first watcher before opening another"
+                f"this {type(optimizer).__name__} is watched already by {owner.name}, and {self.name} cannot watch it "
+                f"too: leave out one of the two, or close the first before opening the other"
             )
         owners[optimizer] = self
         self.attached[optimizer] = None
         if owner is not None:
             owner.attached.pop(optimizer, None)
+            owner.taken_by.append(self.name)
         else:
             wrap_step(optimizer)
 

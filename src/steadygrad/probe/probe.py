@@ -267,6 +267,23 @@ class Probe:
         self._loss.in_step = False
         self._loop.step_raised()
 
+    # ------------------------------------------------------------------ a run that is resumed
+    def state_dict(self) -> list[dict[str, Any]]:
+        """How far each optimizer has come: its steps decide what the next ones look at."""
+        return [
+            {"step": w.step, "amp_skips": w.amp_skips, "params": [i.name for i in w.infos]}
+            for w in self._order
+        ]
+
+    def load_state_dict(self, state: Sequence[dict[str, Any]]) -> None:
+        """Put it back, for optimizers that are known in the same order."""
+        for watched, kept in zip(self._order, state, strict=False):  # none before the first step
+            watched.step, watched.amp_skips = kept["step"], kept["amp_skips"]
+        if self._sampler is not None:
+            self._sampler.disarm()
+        if self._order:
+            self._arm_for(self._order[0].step)
+
     # ------------------------------------------------------------------ looks on demand
     def nonfinite_state(self) -> list[str]:
         """Names of parameters, buffers and optimizer state that hold a NaN or an infinity. A full look."""
