@@ -145,9 +145,9 @@ def test_activations_are_the_same_through_one_wait():
                 taken.append(sampler.take())
                 assert device.waits == 1
         sampler.disarm()
-    for near, late in zip(*taken, strict=True):  # sums in float32 here, in float64 on a device
+    for here, late in zip(*taken, strict=True):  # sums in float32 here, in float64 on a device
         for name in ("rms", "dead", "saturated", "input_rms"):
-            assert getattr(near, name) == pytest.approx(getattr(late, name), rel=1e-6, nan_ok=True)
+            assert getattr(here, name) == pytest.approx(getattr(late, name), rel=1e-6, nan_ok=True)
 
 
 def test_buffers_that_sent_word_are_not_waited_for():
