@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 
 from steadygrad.integrations.in_step import InStep
 from steadygrad.integrations.options import Observer, Options
+from steadygrad.integrations.ranks.group import check_process_group
 from steadygrad.integrations.session import Session
 from steadygrad.probe.tiers import TIERS
 from steadygrad.records import Action, Finding, RunSummary
@@ -105,6 +106,7 @@ def watch(
     repair: Literal["off", "live"] = "off",
     tier: Literal["cheap", "standard", "deep"] = "cheap",
     sink: str | Sink | Iterable[str | Sink] = (),
+    process_group: Any = None,
 ) -> Watcher:
     """Watch, guard and record a training loop.
 
@@ -124,6 +126,8 @@ def watch(
         tier: how closely the probe looks, :class:`steadygrad.probe.tiers.Tier`; what it costs: docs/performance.md.
         sink: where else the numbers go: ``tensorboard``, ``wandb``, ``mlflow``, ``trackio``, an object of your own
             (:class:`steadygrad.sinks.Sink`), or several.
+        process_group: the ranks of ``torch.distributed`` that skip, clip and go back together; all of them if None.
+            It has to hold all ranks that one parameter is sharded over. See docs/distributed.md.
 
     Returns:
         A :class:`Watcher`. Use it as a context manager, or call ``close()`` at the end.
@@ -131,7 +135,8 @@ def watch(
     Raises:
         TypeError: ``model`` or an optimizer is not one.
         ValueError: no optimizer, an unknown ``guard``, ``repair`` or ``tier``, a name that is no plain name, an
-            optimizer that is already watched.
+            optimizer that is already watched, a process group without this rank. In the first step, and on all ranks:
+            they watch with different settings.
 
     Example:
         >>> import torch, tempfile, steadygrad as sg
@@ -164,12 +169,14 @@ def watch(
         raise ValueError(
             f"repair='live' begins where the guard has rolled back: it needs guard='on', got {guard!r}"
         )
+    check_process_group(process_group)
     sinks = checked_sinks(sink)
     script = sys.argv[0] if sys.argv and sys.argv[0].endswith(".py") else "run"
     session = Session(
         Options(runs=str(runs), name=name, guard=guard, tier=tier, repair=repair, sinks=sinks),
         script=script,
         observer=observer,
+        process_group=process_group,
     )
     try:
         session.attach(models, optimizers)

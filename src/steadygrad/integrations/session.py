@@ -12,7 +12,7 @@ import weakref
 from collections.abc import Callable, Sequence
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -21,12 +21,13 @@ from steadygrad.guard.guard import Guard
 from steadygrad.guard.policy import GuardExit, GuardStop
 from steadygrad.guard.state import TrainingState, find_scalers, find_schedulers
 from steadygrad.integrations.docket import LARGE
-from steadygrad.integrations.guarding import new_guard, new_live_repair
+from steadygrad.integrations.guarding import new_guard, new_live_repair, new_together
 from steadygrad.integrations.in_force import InForce, Prescribed
 from steadygrad.integrations.judging import Judging
 from steadygrad.integrations.live_repair import LiveRepair
 from steadygrad.integrations.options import Observer, Options
 from steadygrad.integrations.ours import ours
+from steadygrad.integrations.ranks.group import RankLost, RanksDiffer
 from steadygrad.integrations.reasons import Reasons
 from steadygrad.integrations.run_record import RunRecord
 from steadygrad.probe.joinpoints import JoinPoints
@@ -34,6 +35,9 @@ from steadygrad.probe.probe import Probe
 from steadygrad.probe.tiers import TIERS
 from steadygrad.records import Action, RunSummary, StepStats
 from steadygrad.rules.engine import RuleSet
+
+if TYPE_CHECKING:
+    from steadygrad.integrations.ranks.together import Together
 
 
 class Session:
@@ -46,6 +50,7 @@ class Session:
         observer: is told what happens (the terminal).
         exit_on_stop: the guard's stop ends the script with exit code 86 instead of raising :class:`GuardStop`.
         run_dir: use this run directory (a launcher made it) instead of making one.
+        process_group: the ranks of torch.distributed that decide alike; all of them if None.
     """
 
     def __init__(
@@ -57,6 +62,7 @@ class Session:
         observer: Observer | None = None,
         exit_on_stop: bool = False,
         run_dir: Path | None = None,
+        process_group: Any = None,
     ) -> None:
         self.options = options
         self.armed = True
@@ -77,6 +83,8 @@ class Session:
         self._replay_length: Callable[[int], int] | None = None
         self._known: weakref.WeakSet[Optimizer] = weakref.WeakSet()
         self._guard: Guard | None = None
+        self._process_group = process_group
+        self._together: Together | None = None  # with other ranks
         self._open: dict[
             int, StepStats
         ] = {}  # optimizer index -> the step between before_step and after_step
@@ -153,6 +161,11 @@ class Session:
     def amp_skipped(self, optimizer: Optimizer, scaler: Any) -> None:
         self.record.amp_skips += 1
         self._probe.saw_amp_skip(optimizer)
+        if self._together is not None and optimizer in self._known:
+            skip, put_back = self._together.overflow(optimizer, lambda: self._probe.leave_out(optimizer))
+            self._put_back |= put_back
+            if skip is not None:
+                self.record.action(skip)
 
     @ours(True)
     def before_step(self, optimizer: Optimizer) -> bool:
@@ -168,10 +181,15 @@ class Session:
             if stale and self._guard.stop is not None:
                 self._raise_stop(self._guard.stop.reason)
             self._guard.buffers.look()
-        stats = self._probe.before(optimizer)
+        stats, agreed, norms = self._probe.before(optimizer), None, self._rules.history(index)
+        if self._together is not None:
+            stats, agreed, put_back = self._together.before(optimizer, stats)
+            stale, norms = stale or put_back, self._together.history(index)
+            if self._guard is not None and self._guard.stop is not None:
+                self._raise_stop(self._guard.stop.reason)
         self._open[index] = stats
         if self._guard is not None:
-            skip = self._guard.before(optimizer, stats, self._rules.history(index), stale=stale)
+            skip = self._guard.before(optimizer, stats, norms, stale=stale, agreed=agreed)
             if skip is not None:
                 self._skip(skip)
                 return False
@@ -264,13 +282,19 @@ class Session:
             self._probe.optimizer_index(optimizer)
         self._reasons.models_found(self._probe.roots)
         self._judging.may_wait = sum(prod(info.shape) for info in self._probe.params) < LARGE
+        if self._together is None:
+            self._together = self._judging.together = new_together(
+                self._process_group, self.options, self._probe, self._rules, self.record
+            )
         if self.options.guard != "on":
             return
         state = TrainingState(self._probe.roots, optimizers, find_schedulers(optimizers), find_scalers())
         if self._guard is not None:
             self._guard.guard_state(state)
             return
-        self._guard = self._judging.guard = new_guard(state, self._probe, self._rules, self.record)
+        self._guard = self._judging.guard = new_guard(
+            state, self._probe, self._rules, self.record, self._together
+        )
         self._prepare_repair()
 
     def _prepare_repair(self) -> None:
@@ -307,6 +331,11 @@ class Session:
             self._reasons.stop_watching()
         except Exception:  # noqa: BLE001 - already on the way out
             pass
+        if self._together is not None:
+            self._together.leave("has switched itself off")
+        if isinstance(error, (RankLost, RanksDiffer)):
+            self.record.note(f"steadygrad has switched itself off; the run goes on without it{lost}: {error}")
+            return
         self.record.note(
             f"steadygrad had an error of its own and has switched itself off; the run goes on without it"
             f"{lost} ({type(error).__name__}: {error}, {where})"
@@ -318,6 +347,8 @@ class Session:
             return self._summary
         self.settle()
         self._joinpoints.remove()
+        if self._together is not None:
+            self._together.leave("has ended its watch")
         self._probe.close()
         if self.live is not None and self.live.running:
             self.record.note("the run ended in the middle of a trial of remedies")

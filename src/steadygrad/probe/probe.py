@@ -73,6 +73,11 @@ class Probe:
         roots: the models; found in memory at the first step if None.
         tier: how closely it looks.
 
+    Attributes:
+        whole: the norms of a sharded tensor are those of all of it, which takes collectives. To be set to False by
+            whoever adds up the ranks' parts himself.
+        applied: norms of the gradients of the step that is under way, as they reached the optimizer: (parameters,).
+
     A step is :meth:`before` and :meth:`after`, around the user's own; the other calls tell what was seen between.
     """
 
@@ -80,6 +85,8 @@ class Probe:
         self.roots: list[nn.Module] = list(roots or ())
         self.params: list[ParamInfo] = []
         self.notes: list[str] = []
+        self.whole = True
+        self.applied = np.zeros(0)
         self._given = roots is not None
         self._tier = tier
         self._sampler: ActivationSampler | None = None
@@ -125,7 +132,7 @@ class Probe:
         owners = {id(p): w for w in self._order for p in w.tensors}
         fresh = [p for p in params if id(p) in owners and id(p) not in owners[id(p)].raw]
         grads = [p.grad for p in fresh]
-        norms = norms_at_hand(grads) or gradient_norms(grads).tolist()
+        norms = norms_at_hand(grads) or gradient_norms(grads, whole=self.whole).tolist()
         for p, norm in zip(fresh, norms, strict=True):
             owners[id(p)].raw[id(p)] = norm
 
@@ -146,6 +153,16 @@ class Probe:
     def optimizer_index(self, optimizer: Optimizer) -> int:
         """Number of this optimizer in the run; on first sight its parameters are named."""
         return self._of(optimizer).index
+
+    def trained(self) -> list[tuple[Sequence[ParamInfo], Sequence[Tensor]]]:
+        """Names and tensors of the parameters of each optimizer, in the order of their numbers."""
+        return [(watched.infos, watched.tensors) for watched in self._order]
+
+    def leave_out(self, optimizer: Optimizer) -> int:
+        """Count a step that the GradScaler did not take as one that was not taken. Returns its number."""
+        watched = self._of(optimizer)
+        watched.step += 1
+        return watched.step - 1
 
     def look_around(self, optimizers: Sequence[Optimizer]) -> None:
         """Find the models that these optimizers train. Models that were given stay as they are."""
@@ -171,7 +188,8 @@ class Probe:
         posted = post([scale.reshape(())]) if scale is not None else Pending([1.0])
         loss, passes = self._loss.post(), self._loss.passes
         loss_scale = _scale_of(self._scaler) if self._scaler is not None else None
-        raw, applied, factor = _norms_at_step(optimizer, watched.tensors, posted)
+        raw, applied, factor = _norms_at_step(optimizer, watched.tensors, posted, self.whole)
+        self.applied = applied
         if watched.raw:
             raw = np.array([watched.raw.get(id(p), n) for p, n in zip(watched.tensors, applied, strict=True)])
             watched.raw.clear()
@@ -321,13 +339,13 @@ class Probe:
 
 
 def _norms_at_step(
-    optimizer: Optimizer, tensors: Sequence[Tensor], posted: Pending
+    optimizer: Optimizer, tensors: Sequence[Tensor], posted: Pending, whole: bool
 ) -> tuple[np.ndarray, np.ndarray, float]:
     """Norms of the gradients at the step, before and after a folded clip: the clip's own, or taken now.
 
     A folded clip steps right after its norms, in one call: nothing of the user's runs between, unless he has put a
     wrapper of his own around ``step``. ``posted``: what the optimizer will divide by, a GradScaler's or the clip's; it
-    is asked for behind the norms, which were posted later, and given back last.
+    is asked for behind the norms, which were posted later, and given back last. ``whole``: see :class:`Probe`.
     """
     grads = [p.grad for p in tensors]
     fold = fold_of(optimizer)
@@ -335,7 +353,7 @@ def _norms_at_step(
     if fold is not None and known is not None:
         raw = np.array(known)
         return raw, raw * float(fold.scale), posted.numbers()[0]
-    norms = gradient_norms(grads)  # host sync
+    norms = gradient_norms(grads, whole=whole)  # host sync
     factor = posted.numbers()[0]
     applied = norms / factor if factor != 1.0 else norms
     return norms if fold is not None and fold.folded else applied, applied, factor
