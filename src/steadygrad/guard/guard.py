@@ -214,9 +214,8 @@ class Guard:
             self.ring.incident(self.policy.incident.tick)
             return
         self.ring.healthy(tick)
-        if (
-            self.common is None and tick == self.tick and self.ring.due(tick)
-        ):  # of an earlier step there is nothing to take any more
+        # Of an earlier step there is nothing to take any more; ranks have taken it when the step was over.
+        if self.common is None and tick == self.tick and self.ring.due(tick):
             self._take_snapshot()
 
     def _take_snapshot(self) -> None:

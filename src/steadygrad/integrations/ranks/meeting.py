@@ -41,16 +41,20 @@ class Meeting:
     Args:
         group: who meets. Every rank of it has to make as many meetings of this group, in the same order.
         timeout: seconds that a rank is waited for.
+        store: where they leave word; that of ``torch.distributed`` if None.
     """
 
-    def __init__(self, group: Group, timeout: float | None = None) -> None:
+    def __init__(
+        self, group: Group, timeout: float | None = None, store: dist.Store | None = None
+    ) -> None:
         self._group = group
         self._timeout = timedelta(seconds=TIMEOUT if timeout is None else timeout)
         self._held = 0
         number = _groups[group.ranks]
         _groups[group.ranks] += 1
         members = "-".join(map(str, group.ranks)) if len(group.ranks) < 64 else str(hash(group.ranks))
-        self.store = dist.PrefixStore(f"steadygrad/{members}/{number}", _get_default_store())
+        prefix = f"steadygrad/{members}/{number}"
+        self.store = dist.PrefixStore(prefix, _get_default_store() if store is None else store)
 
     @property
     def timeout(self) -> timedelta:
