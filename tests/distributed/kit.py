@@ -89,7 +89,9 @@ class Training:
         more: for ``sg.watch``.
     """
 
-    def __init__(self, make: Callable[[], nn.Module], rank: int, folder: str, watched: bool, **more: Any) -> None:
+    def __init__(
+        self, make: Callable[[], nn.Module], rank: int, folder: str, watched: bool, **more: Any
+    ) -> None:
         self.model, self.rank = make(), rank
         torch.manual_seed(100 + rank)  # of the dropout
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-2)

@@ -30,7 +30,9 @@ def healthy(rank: int, folder: str) -> dict[str, Any]:
         def reference(training, step, place, wholes=wholes):
             if place == "step":
                 grads = [p.grad for p in training.model.parameters()]
-                wholes.append([float((g.full_tensor() if hasattr(g, "full_tensor") else g).norm()) for g in grads])
+                wholes.append(
+                    [float((g.full_tensor() if hasattr(g, "full_tensor") else g).norm()) for g in grads]
+                )
 
         on = Training(make, rank, folder, True).run(STEPS, reference)
         found[name] = {
@@ -84,7 +86,9 @@ def one_rank_in_trouble(rank: int, folder: str) -> dict[str, Any]:
                 "log": run.log,
                 "left alone": equal(run.states[BAD - 1], run.states[BAD]),
                 "went on": not equal(run.states[BAD], run.states[BAD + 1]),
-                "params": [getattr(p, "full_tensor", lambda p=p: p)().detach() for p in run.model.parameters()],
+                "params": [
+                    getattr(p, "full_tensor", lambda p=p: p)().detach() for p in run.model.parameters()
+                ],
                 "notes": run.seen.notes,
                 "sums": run.sums,
             }
@@ -223,7 +227,11 @@ def gone(rank: int, folder: str) -> dict[str, Any]:
             run = Training(net, rank, folder, True)  # no collective of the script's own: it need not wait
             began = time.monotonic()
             run.run(5 if rank == 1 and how == "closed" else 12, _stay_away if how == "silent" else None)
-            found[how] = {"notes": run.seen.notes, "steps": len(run.states), "seconds": time.monotonic() - began}
+            found[how] = {
+                "notes": run.seen.notes,
+                "steps": len(run.states),
+                "seconds": time.monotonic() - began,
+            }
     return found
 
 
@@ -320,6 +328,7 @@ def test_scaler_that_overflows_on_one_rank(both):
     assert found[0]["log"] == found[1]["log"]
     ((step, action, reason),) = found[0]["log"]
     assert (step, action) == (BAD, "skip") and "the GradScaler of rank 1 has found an overflow" in reason
+    assert equal(found[0]["states"], found[1]["states"]), "the scale is the same on both"
     for f in found:
         assert not f["notes"] and f["sums"] == 12
         assert torch.equal(f["states"][BAD], f["states"][BAD - 1])

@@ -49,7 +49,8 @@ def peak(tensor: Tensor) -> float:
 def plain(tensor: Tensor) -> Tensor:
     """The values as a real or complex strided tensor without a graph: of a sparse tensor those that are stored.
 
-    Of a sharded tensor (DTensor) the part that lies here. None of a tensor whose memory has been given back (a weight of FSDP between its passes).
+    Of a sharded tensor (DTensor) the part that lies here. None of a tensor whose memory has been given back, as that of
+    a weight of FSDP between its passes.
     """
     tensor = tensor.detach()
     if type(tensor) is not Tensor and hasattr(tensor, "to_local"):

@@ -44,9 +44,7 @@ class Meeting:
         store: where they leave word; that of ``torch.distributed`` if None.
     """
 
-    def __init__(
-        self, group: Group, timeout: float | None = None, store: dist.Store | None = None
-    ) -> None:
+    def __init__(self, group: Group, timeout: float | None = None, store: dist.Store | None = None) -> None:
         self._group = group
         self._timeout = timedelta(seconds=TIMEOUT if timeout is None else timeout)
         self._held = 0

@@ -26,6 +26,7 @@ from steadygrad.integrations.ranks.meeting import Meeting, Tables
 from steadygrad.integrations.ranks.origin import Origin
 from steadygrad.integrations.ranks.parts import Part, parts_of, squares
 from steadygrad.probe.probe import Probe
+from steadygrad.probe.skips import share_overflow
 from steadygrad.records import NAN, Action, Finding, StepStats
 from steadygrad.rules import RULES
 from steadygrad.rules.engine import RuleSet
@@ -132,6 +133,8 @@ class Together:
         stats = self._with_whole_norms(stats, merged)
         passes = max(said.passes for said in merged.ranks)
         self._last = _Step(replace(stats, loss=merged.loss, num_backwards=passes), facts.tick)
+        if merged.any(Flag.OVERFLOW):
+            share_overflow(optimizer)
         self._look_closer(merged)
         self._origin.forget()
         return stats, Agreed(self._poisoned(merged), whose(merged, self.group.ranks)), put_back
