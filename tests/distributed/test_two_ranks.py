@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ import torch
 import torch.distributed as dist
 
 import steadygrad as sg
+from steadygrad.integrations.merged import summarize
 from tests.distributed.kit import NAN, Training, batch, ddp, equal, fsdp, net, patience, spawn
 
 pytestmark = pytest.mark.slow
@@ -146,7 +148,7 @@ def guarded(rank: int, folder: str) -> list[tuple[int, int]]:
     """The same loop without the skip, under the guard."""
     model, pairs = net(), []
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-2)
-    with sg.watch(model, optimizer, runs=folder + f"/naive{rank}"):
+    with sg.watch(model, optimizer, runs=folder + "/shared", name="both"):
         for step in range(10):
             x = batch(step, rank)
             if step == BAD and rank == 1:
@@ -169,7 +171,7 @@ def _average(model: torch.nn.Module, step: int) -> tuple[int, int]:
 
 
 def pairs(rank: int, folder: str) -> dict[str, Any]:
-    return {"naive": naive(rank, folder), "guarded": guarded(rank, folder)}
+    return {"naive": naive(rank, folder), "guarded": guarded(rank, folder), "runs": folder + "/shared"}
 
 
 def settings(rank: int, folder: str) -> list[str]:
@@ -302,6 +304,16 @@ def test_naive_skip_of_one_rank_averages_different_steps(both):
     assert naive == both[1]["pairs"]["naive"]
     assert naive[BAD:] == [(BAD + i, BAD + 1 + i) for i in range(3)]
     assert both[0]["pairs"]["guarded"] == [(i, i) for i in range(10)]
+
+
+def test_all_ranks_write_into_one_directory(both):
+    (run_dir,) = Path(both[0]["pairs"]["runs"]).iterdir()
+    run = sg.Run(run_dir)
+    assert run.ranks == [0, 1] and run.meta["world_size"] == 2
+    (action,) = run.actions()
+    assert (action.step, action.action) == (BAD, "skip") and "the loss of rank 1 is nan" in action.reason
+    summary = summarize(run_dir, 1.0)
+    assert (summary.steps, summary.skipped, summary.notes) == (10, 1, ())
 
 
 def test_different_settings_are_an_error_on_all_ranks(both):

@@ -17,7 +17,7 @@ _watched = count()  # runs of this process, which are the same on all ranks
 
 
 def rank_and_world() -> tuple[int | None, int]:
-    """The rank of this process and how many there are, as torch.distributed or the launcher says; None if neither does."""
+    """The rank of this process, None if nobody has given it one, and how many there are."""
     if dist.is_available() and dist.is_initialized():
         return dist.get_rank(), dist.get_world_size()
     rank = os.environ.get("RANK", "")
