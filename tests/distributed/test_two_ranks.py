@@ -126,6 +126,35 @@ def rolled_back(rank: int, folder: str) -> dict[str, Any]:
     return found
 
 
+def blown_up(rank: int, folder: str) -> dict[str, Any]:
+    """Weights that grow while all is finite, until the guard answers; then batches that are bad for ever."""
+
+    def grow(training, step, place):
+        if step >= 40 and place == "batch" and not any(a.action == "rollback" for a in training.session.record.actions):
+            with torch.no_grad():
+                list(training.model.parameters())[-2].mul_(1.1)
+
+    def for_ever(training, step, place):
+        if step >= 10 and place == "batch" and rank == 1:
+            training.x[:] = NAN
+
+    diverged = Training(ddp, rank, folder, True).run(130, grow)
+    stopped = Training(fsdp, rank, folder, True)
+    try:
+        stopped.run(200, for_ever)
+        error = ""
+    except sg.GuardStop as stop:
+        error = str(stop).partition(" The last good state")[0]
+    return {
+        "diverged": [(*entry, a.details) for entry, a in zip(diverged.log, diverged.actions, strict=True)],
+        "params": [p.detach() for p in diverged.model.parameters()],
+        "clip": diverged.session._guard.policy.clip,
+        "stopped": (error, len(stopped.states)),
+        "finite": all(bool(t.isfinite().all()) for t in stopped.state()),
+        "notes": diverged.seen.notes + stopped.seen.notes,
+    }
+
+
 def naive(rank: int, folder: str) -> list[tuple[int, int]]:
     """A skip by one rank alone: which iterations of the two have been averaged with each other?"""
     model, pairs, step = net(), [], 0
@@ -243,7 +272,7 @@ def _stay_away(training, step, place):
 
 
 def all_of_it(rank: int, folder: str) -> dict[str, Any]:
-    workers = (healthy, one_rank_in_trouble, rolled_back, pairs, settings, alone, overflow, gone)
+    workers = (healthy, one_rank_in_trouble, rolled_back, blown_up, pairs, settings, alone, overflow, gone)
     return {worker.__name__: worker(rank, folder) for worker in workers}
 
 
@@ -298,6 +327,23 @@ def test_both_go_back_to_the_newest_state_that_both_hold(both, kind):
         assert f["on disk"] >= 1
 
 
+def test_what_diverges_while_finite_is_taken_back_by_both(both):
+    found = [rank["blown_up"] for rank in both]
+    assert found[0]["diverged"] == found[1]["diverged"] and found[0]["clip"] == found[1]["clip"]
+    (rollback, *_) = [entry for entry in found[0]["diverged"] if entry[1] == "rollback"]
+    assert "did not recover in 50 steps" in rollback[2] and rollback[-1]["max_norm"] > 0
+    assert equal(found[0]["params"], found[1]["params"])
+
+
+def test_both_stop_at_the_same_step_with_the_last_good_state(both):
+    found = [rank["blown_up"] for rank in both]
+    assert (
+        found[0]["stopped"] == found[1]["stopped"]
+        and "steps in a row could not be used" in found[0]["stopped"][0]
+    )
+    assert all(f["finite"] and not f["notes"] for f in found)
+
+
 def test_naive_skip_of_one_rank_averages_different_steps(both):
     """So that the tests above have something to find."""
     naive = both[0]["pairs"]["naive"]
@@ -350,6 +396,6 @@ def test_rank_that_leaves_or_hangs_ends_the_watching_and_not_the_run(both):
     closed, silent = both[0]["gone"]["closed"], both[0]["gone"]["silent"]
     assert closed["steps"] == silent["steps"] == 12
     assert len(closed["notes"]) == len(silent["notes"]) == 1
-    assert closed["notes"][0].endswith("rank 1 has ended its watch")
-    assert "rank 1 not all came within 2 s" in silent["notes"][0]
+    assert "rank 1 has ended its watch" in closed["notes"][0]
+    assert "rank 1 did not come to step 6" in silent["notes"][0]
     assert closed["seconds"] < 60 and silent["seconds"] < 60

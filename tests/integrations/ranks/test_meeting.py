@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from steadygrad.integrations.ranks import meeting
 from steadygrad.integrations.ranks.exchange import Exchange, zeros
 from steadygrad.integrations.ranks.group import (
     Group,
@@ -28,11 +29,9 @@ SETTINGS = {"guard": "on", "tier": "cheap"}
 def together(work: Callable[[int, Meeting], Any], present: int = 3, timeout: float = 5.0) -> list[Any]:
     """Run ``work`` as each of the ranks that are present; what they returned or raised."""
     store, found = dist.HashStore(), [None] * present
-    meetings = [Meeting(Group(WORLD, me), timeout, dist.PrefixStore("one", store)) for me in range(present)]
-    for meeting in meetings:
-        meeting.store = dist.PrefixStore(
-            "of this test", store
-        )  # else each would count as a meeting of its own
+    meetings = [Meeting(Group(WORLD, me), timeout, store) for me in range(present)]
+    for one in meetings:
+        one.store = dist.PrefixStore("of this test", store)  # else each would count as a meeting of its own
 
     def run(me: int) -> None:
         try:
@@ -111,8 +110,24 @@ def test_who_leaves_says_why():
 
     errors = together(add)
     assert {type(e) for e in errors} == {RankLost}
-    assert all("rank 8 has ended its watch" in str(e) for e in errors[:2])
+    assert ["rank 8 has ended its watch" in str(e) for e in errors[:2]] == [True] * 2, errors
     assert str(errors[2]) == "this rank has left"
+
+
+def test_rank_that_dies_is_named(monkeypatch):
+    monkeypatch.setattr(meeting, "ROLL_CALL", 0.3)
+
+    def add(me, place):
+        exchange = Exchange(Group(WORLD, me), place)
+        exchange.add_up(zeros(1))
+        if me == 1:
+            exchange._gloo = None  # as when its process has ended
+            return
+        exchange.add_up(zeros(1))
+
+    first, _, third = together(add)
+    for error in (first, third):
+        assert isinstance(error, RankLost) and str(error).startswith("rank 4 did not come to step 2 (")
 
 
 def test_ranks_are_named_for_people():

@@ -44,7 +44,7 @@ class Exchange:
             vector: (n,) float64 on the CPU, n the same on all ranks.
 
         Raises:
-            RankLost: not all of them came in time, or one has left.
+            RankLost: not all of them came in time, or one has left; it is named.
         """
         if self._gloo is None:
             raise RankLost("this rank has left")
@@ -52,19 +52,19 @@ class Exchange:
         try:
             self._gloo.allreduce([vector]).wait()  # torch's default is the sum
         except RuntimeError as error:
+            self._gloo = None  # closes the connections: whoever waits for us is told at once
             left = self._meeting.left()
             if left:
                 raise RankLost(" and ".join(left)) from error
-            others = named([r for r in self._group.ranks if r != self._group.rank])
-            seconds = self._meeting.timeout.total_seconds()
-            raise RankLost(f"of {others} not all came within {seconds:g} s ({_first_line(error)})") from error
+            missing = self._meeting.missing(self.count)
+            who = named(missing) if missing else "a rank"
+            raise RankLost(f"{who} did not come to step {self.count} ({_first_line(error)})") from error
         return vector
 
     def leave(self, reason: str) -> None:
         """Take no part any more. Those who wait are told at once."""
-        if self._gloo is not None:
-            self._meeting.leave(reason)
-            self._gloo = None  # closes the connections
+        self._meeting.leave(reason)
+        self._gloo = None
 
 
 def zeros(n: int) -> Tensor:

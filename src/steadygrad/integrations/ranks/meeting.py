@@ -7,6 +7,7 @@ and no collective of the user's can be mistaken for ours.
 from __future__ import annotations
 
 import json
+import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from torch.distributed.distributed_c10d import _get_default_store
 from steadygrad.integrations.ranks.group import Group, RankLost, RanksDiffer, named
 
 TIMEOUT = 120.0  # seconds that a rank is waited for
+ROLL_CALL = 3.0  # seconds that the others have to say that they are there
 _groups: Counter[tuple[int, ...]] = Counter()  # of this process, so that two of the same ranks are told apart
 
 
@@ -48,6 +50,7 @@ class Meeting:
         self._group = group
         self._timeout = timedelta(seconds=TIMEOUT if timeout is None else timeout)
         self._held = 0
+        self._left = False
         number = _groups[group.ranks]
         _groups[group.ranks] += 1
         members = "-".join(map(str, group.ranks)) if len(group.ranks) < 64 else str(hash(group.ranks))
@@ -84,7 +87,10 @@ class Meeting:
         return Tables(tuple(answer["keys"]), tuple(kinds[k] for k in answer["kind_of"]))
 
     def leave(self, reason: str) -> None:
-        """Say why this rank takes no part any more, for those who will miss it."""
+        """Say why this rank takes no part any more, for those who will miss it. The first reason counts."""
+        if self._left:
+            return
+        self._left = True
         try:
             self.store.set(f"left/{self._group.me}", reason)
         except RuntimeError:  # the store has gone as well
@@ -100,6 +106,26 @@ class Meeting:
             except RuntimeError:
                 return found
         return found
+
+    def missing(self, place: int) -> list[int]:
+        """A roll call of those who have found at this place that somebody is missing: the ranks that do not answer."""
+        try:
+            return self._missing(place)
+        except RuntimeError:  # the store has gone as well
+            return []
+
+    def _missing(self, place: int) -> list[int]:
+        self.store.set(f"here/{place}/{self._group.me}", "")
+        until = time.monotonic() + ROLL_CALL
+        while True:
+            gone = [
+                rank
+                for position, rank in enumerate(self._group.ranks)
+                if not self.store.check([f"here/{place}/{position}"])
+            ]
+            if not gone or time.monotonic() > until:
+                return gone
+            time.sleep(0.05)
 
     def _gather(self, place: str) -> dict[str, Any]:
         """What the first rank tells all: its verdict over what everybody has said."""
