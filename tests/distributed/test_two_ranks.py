@@ -130,7 +130,11 @@ def blown_up(rank: int, folder: str) -> dict[str, Any]:
     """Weights that grow while all is finite, until the guard answers; then batches that are bad for ever."""
 
     def grow(training, step, place):
-        if step >= 40 and place == "batch" and not any(a.action == "rollback" for a in training.session.record.actions):
+        if (
+            step >= 40
+            and place == "batch"
+            and not any(a.action == "rollback" for a in training.session.record.actions)
+        ):
             with torch.no_grad():
                 list(training.model.parameters())[-2].mul_(1.1)
 
