@@ -101,7 +101,7 @@ class Training:
         self.sums = 0
         self.session: Any = None
         self._watch: contextlib.AbstractContextManager[Any] = (
-            sg.watch(self.model, self.optimizer, runs=Path(folder, f"runs{rank}"), observer=self.seen, **more)
+            sg.watch(self.model, self.optimizer, runs=Path(folder, "runs"), observer=self.seen, **more)
             if watched
             else contextlib.nullcontext()
         )

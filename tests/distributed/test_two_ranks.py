@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from pathlib import Path
 from typing import Any
@@ -12,8 +11,10 @@ import torch
 import torch.distributed as dist
 
 import steadygrad as sg
+from steadygrad.guard.shards import newest_common
+from steadygrad.guard.state import TrainingState
 from steadygrad.integrations.merged import summarize
-from tests.distributed.kit import NAN, Training, batch, ddp, equal, fsdp, net, patience, spawn
+from tests.distributed.kit import NAN, Training, batch, ddp, equal, fsdp, local, net, patience, spawn
 
 pytestmark = pytest.mark.slow
 STEPS, BAD = 100, 7
@@ -121,8 +122,21 @@ def rolled_back(rank: int, folder: str) -> dict[str, Any]:
             found[name]["to"] = to
             found[name]["bit-equal"] = equal(run.states[action.step + 1], run.states[to - 1])
             found[name]["finite"] = all(bool(t.isfinite().all()) for t in run.states[-1])
-        folder_of_run = run.session.run_dir / "snapshots" / f"rank-{rank}"
-        found[name]["on disk"] = len(os.listdir(folder_of_run)) if folder_of_run.exists() else 0
+        dist.barrier()  # both have written
+        on_disk = newest_common(run.session.run_dir / "snapshots", rank)
+        fresh = Training(make, rank, folder, False)
+        on_disk.snapshot.restore_into(TrainingState([fresh.model], [fresh.optimizer]), rng=False)
+        found[name]["on disk"] = on_disk.step
+        found[name]["from disk bit-equal"] = equal(fresh.state(), run.states[on_disk.step - 1])
+
+    def early(training, step, place):
+        if place == "batch" and step in (2, 3, 4) and rank == 1:
+            training.x[:] = NAN
+
+    begun = Training(fsdp, rank, folder, True)
+    first = [local(p).clone() for p in begun.model.parameters()]
+    begun.run(6, early)
+    found["early"] = {"log": begun.log, "params": equal(first, begun.states[-1][: len(first)])}
     return found
 
 
@@ -328,7 +342,14 @@ def test_both_go_back_to_the_newest_state_that_both_hold(both, kind):
     assert held == found[1]["held"] and len(held) >= 2
     for f in found:
         assert f["to"] == held[-2] and f["bit-equal"] and f["finite"] and not f["notes"]
-        assert f["on disk"] >= 1
+        assert f["on disk"] == found[0]["on disk"] > 0 and f["from disk bit-equal"]
+
+
+def test_state_from_before_the_first_step_is_sharded_too(both):
+    found = [rank["rolled_back"]["early"] for rank in both]
+    assert found[0]["log"] == found[1]["log"]
+    assert [kind for _, kind, *_ in found[0]["log"]] == ["skip", "skip", "skip", "rollback", "skip"]
+    assert found[0]["params"] and found[1]["params"]
 
 
 def test_what_diverges_while_finite_is_taken_back_by_both(both):

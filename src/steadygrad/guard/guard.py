@@ -43,6 +43,8 @@ class Guard:
         remember: the state of the detectors, kept beside each snapshot.
         recall: puts such a state back after a rollback.
         durable: writes good snapshots to disk, or None.
+        ranks: several decide alike: whoever asks them calls `keep` for each snapshot, the first one too, when no
+            sharding library has the weights of a pass gathered.
 
     Attributes:
         common: ticks of the good snapshots that all ranks of a training hold: those alone are gone back to. None where
@@ -58,6 +60,7 @@ class Guard:
         remember: Callable[[], Any],
         recall: Callable[[Any], None],
         durable: DurableWriter | None = None,
+        ranks: bool = False,
     ) -> None:
         self.policy = policy
         self.find_poison = find_poison
@@ -66,7 +69,7 @@ class Guard:
         self.durable = durable
         self.tick = 0
         self.stop: Stop | None = None
-        self.common: frozenset[int] | None = None
+        self.common: frozenset[int] | None = frozenset() if ranks else None
         self._steps: dict[int, int] = {}  # optimizer index -> applied steps
         self._rates: list[tuple[dict[str, Any], Any]] = []  # groups whose lr is changed for one step
         self.guard_state(state)
@@ -79,7 +82,8 @@ class Guard:
         self.schedules = ScheduleKeeper()
         self._memories: dict[int, Any] = {}  # tick of a snapshot -> what the detectors knew
         self._undo = {id(o): StepKeeper(o) for o in state.optimizers if isinstance(o, LBFGS)}
-        self._take_snapshot()
+        if self.common is None:
+            self._take_snapshot()
 
     # ------------------------------------------------------------------ before the step
     def before(

@@ -38,9 +38,10 @@ def new_guard(
         remember=rules.state_dict if together is None else together.remember,
         recall=rules.load_state_dict if together is None else together.recall,
         durable=DurableWriter(folder, on_failure=record.cannot_write, max_share=0.01),
+        ranks=together is not None,
     )
     if together is not None:
-        guard.common, together.guard = frozenset(), guard
+        together.guard = guard
     return guard
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from torch.optim import Optimizer
 
-from steadygrad.guard.guard import Agreed, Guard
+from steadygrad.guard.guard import STALE, Agreed, Guard
 from steadygrad.guard.policy import NONFINITE
 from steadygrad.integrations.ranks.blame import origin_unknown, whose
 from steadygrad.integrations.ranks.exchange import Exchange
@@ -127,6 +127,8 @@ class Together:
         self._meet(stats.optimizer)
         if not self._needed:
             return stats, Agreed(), False
+        if self.guard is not None and not self.guard.ring.ticks:
+            self.guard.keep()
         facts = self._facts(stats)
         merged = self._add_up(facts, stats.grad_norms, self._probe.applied)
         put_back = self._settle(merged)
@@ -166,8 +168,10 @@ class Together:
         if self.guard is None:
             return None, put_back
         self.guard.step_over(optimizer, index, skipped=True)
+        if put_back:  # the others leave it out for that
+            return Action(stats.step, "skip", STALE.reason, STALE.code, index), True
         reason = f"the gradient is not finite ({whose(merged, self.group.ranks)})"
-        return Action(stats.step, "skip", reason, "G100", index), put_back
+        return Action(stats.step, "skip", reason, "G100", index), False
 
     def step_over(self, stats: StepStats, *, skipped: bool) -> None:
         """The step is over on this rank, taken or not, and `judged`."""
