@@ -187,19 +187,6 @@ def test_learning_rate_climbs_back_to_its_backed_off_value():
     assert scales[:10] == pytest.approx([0.05 * i for i in range(1, 11)]) and scales[10:] == [0.5] * 5
 
 
-def test_ranks_decide_on_reduced_numbers_only():
-    """In a distributed run the loss is this rank's own: it must not decide."""
-    loop = Loop(patience=30)
-    loop.policy.distributed = True
-    loop.step(1e3, 50.0, [alarm(0)])
-    for _ in range(60):
-        loop.step(1.0, 50.0)
-    assert not any(loop.moves)
-    for _ in range(3):
-        loop.step(math.nan)
-    assert isinstance(loop.moves[-1], Rollback)
-
-
 def test_a_skip_of_one_optimizer_does_not_count_for_another():
     loop = Loop()
     for _ in range(5):

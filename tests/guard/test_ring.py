@@ -487,3 +487,16 @@ def test_small_run_is_never_put_off(monkeypatch):
 def test_bad_settings_are_refused(bad):
     with pytest.raises(ValueError, match="must be|>="):
         small_ring(**bad)
+
+
+def test_newest_good_among_those_that_others_hold():
+    module = torch.nn.Linear(2, 1)
+    ring = SnapshotRing(TrainingState([module]), confirm=1)
+    for step in range(5):
+        if ring.due(step):
+            ring.take(step)
+        ring.healthy(step)
+    assert ring.good_ticks == ring.ticks == (0, 1, 2, 4)
+    assert ring.newest_good(among={0, 1, 3}).step == 1
+    assert ring.newest_good(3, among={2, 4}).step == 2
+    assert ring.newest_good(among=()) is None

@@ -37,6 +37,14 @@ def test_ranks_count_once(tmp_path):
     assert not summary.stopped_by_guard and summary.notes == ("a note",)
 
 
+def test_ranks_that_did_not_decide_alike_are_told(tmp_path):
+    write(tmp_path, 0, [2.0, 1.0])
+    write(tmp_path, 1, [2.0, 1.0], found=False)
+    summary = summarize(tmp_path, 1.0)
+    assert summary is not None
+    assert summary.notes == ("a note", "rank 1 did not decide as rank 0 did: 0 actions, 1 there")
+
+
 def test_process_that_was_killed_counts_with_what_it_had_written(tmp_path):
     write(tmp_path, 0, [2.0, 1.0], ended=False, found=False)
     summary = summarize(tmp_path, 1.0)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from steadygrad.graph._head import RESHAPES, shape_of, signed
-from steadygrad.graph.walk import Node, op, saved
+from steadygrad.graph.walk import Node, has_memory, op, saved
 
 MAX_HOPS = 16
 
@@ -45,7 +45,7 @@ class Values:
         if known is not None and tuple(known.shape) == shape:
             return known.detach()
         if (variable := getattr(node, "variable", None)) is not None:
-            return variable.detach()
+            return variable.detach() if has_memory(variable) else None
         result = saved(node, "result")
         if isinstance(result, Tensor) and tuple(result.shape) == shape:
             return result

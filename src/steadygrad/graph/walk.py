@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
 Node = Any  # torch.autograd.graph.Node; its saved values are known by name only
 MAX_NODES = 100_000
@@ -147,11 +148,12 @@ def saved(node: Node, name: str) -> Any:
         return None
     if not isinstance(value, Tensor):
         return value
-    return value.detach() if _has_memory(value) else None
+    return value.detach() if has_memory(value) else None
 
 
-def _has_memory(tensor: Tensor) -> bool:
+def has_memory(tensor: Tensor) -> bool:
     """False for a weight of FSDP that has been given back until backward gathers it again."""
-    if type(tensor) is not Tensor or tensor.layout is not torch.strided or tensor.device.type == "meta":
+    ordinary = type(tensor) in (Tensor, Parameter)
+    if not ordinary or tensor.layout is not torch.strided or tensor.device.type == "meta":
         return True
     return tensor.numel() == 0 or tensor.untyped_storage().nbytes() > 0

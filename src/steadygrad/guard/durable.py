@@ -147,7 +147,7 @@ def latest_good(folder: str | os.PathLike[str], *, max_bytes: int | None = None)
         True
     """
     damaged: list[tuple[str, str]] = []
-    for path in _candidates(Path(folder)):
+    for path in candidates(Path(folder)):
         try:
             return Latest(read_snapshot(path, max_bytes=max_bytes), path, tuple(damaged))
         except (DamagedSnapshot, OSError) as error:
@@ -155,7 +155,8 @@ def latest_good(folder: str | os.PathLike[str], *, max_bytes: int | None = None)
     return Latest(damaged=tuple(damaged))
 
 
-def _candidates(folder: Path) -> Iterator[Path]:
+def candidates(folder: Path) -> Iterator[Path]:
+    """Files of snapshots in a folder, newest first; none if it cannot be read."""
     with contextlib.suppress(OSError):
         yield from (path for _, path in _generations(folder))
 
@@ -235,6 +236,13 @@ class DurableWriter:
         self._job = _Job(self.folder, snapshot, snapshot.freeze(), first=self.written is None)
         self._job.thread.start()
         return True
+
+    def ready(self, ring: SnapshotRing) -> bool:
+        """Whether a good snapshot of the ring is newer than the last one on disk, and it is not too soon for it."""
+        ticks = ring.good_ticks
+        if not ticks or ticks[-1] == self.written or not self._may_begin(False):
+            return False
+        return time.monotonic() >= self._large_not_before or ring.memory_bytes <= SMALL
 
     def _may_begin(self, now: bool) -> bool:
         self._collect()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 from weakref import WeakSet
 
@@ -24,6 +24,16 @@ from steadygrad.records import Action, Finding, StepStats
 AT_THE_BOUND = StepDecision(
     False, "the gradient norm is the largest that is applied, up to a rounding", "G103"
 )
+
+
+@dataclass(frozen=True, slots=True)
+class Agreed:
+    """What the ranks of a training have agreed on before a step: the same on all of them."""
+
+    poisoned: Sequence[str] = ()  # buffers that have become NaN, as ``BufferKeeper.poisoned`` has them
+    whose: str = ""  # rank that a gradient which is not finite came from
+
+
 STALE = StepDecision(False, "its gradient is that of weights which have just been taken back")
 POISON = ("P100", "O100")  # codes of the rules for non-finite parameters and optimizer state
 
@@ -41,6 +51,12 @@ class Guard:
         remember: the state of the detectors, kept beside each snapshot.
         recall: puts such a state back after a rollback.
         durable: writes good snapshots to disk, or None.
+        ranks: several decide alike: whoever asks them calls `keep` for each snapshot, the first one too, when no
+            sharding library has the weights of a pass gathered.
+
+    Attributes:
+        common: ticks of the good snapshots that all ranks of a training hold: those alone are gone back to. None where
+            this process trains alone. Then its ranks are to give the same arguments to `before` and `judge`.
     """
 
     def __init__(
@@ -52,6 +68,7 @@ class Guard:
         remember: Callable[[], Any],
         recall: Callable[[Any], None],
         durable: DurableWriter | None = None,
+        ranks: bool = False,
     ) -> None:
         self.policy = policy
         self.find_poison = find_poison
@@ -60,6 +77,7 @@ class Guard:
         self.durable = durable
         self.tick = 0
         self.stop: Stop | None = None
+        self.common: frozenset[int] | None = frozenset() if ranks else None
         self._steps: dict[int, int] = {}  # optimizer index -> applied steps
         self._verdict: Verdict | None = None  # of the newest step, as long as the host does not know it
         self._keep_gradients: WeakSet[Optimizer] = WeakSet()  # until the next backward pass, or longer
@@ -74,11 +92,18 @@ class Guard:
         self.schedules = ScheduleKeeper()
         self._memories: dict[int, Any] = {}  # tick of a snapshot -> what the detectors knew
         self._undo = {id(o): StepKeeper(o) for o in state.optimizers if isinstance(o, LBFGS)}
-        self._take_snapshot()
+        if self.common is None:
+            self._take_snapshot()
 
     # ------------------------------------------------------------------ before the step
     def before(
-        self, optimizer: Optimizer, stats: StepStats, norms: Norms, *, stale: bool = False
+        self,
+        optimizer: Optimizer,
+        stats: StepStats,
+        norms: Norms,
+        *,
+        stale: bool = False,
+        agreed: Agreed | None = None,
     ) -> Action | None:
         """Decide on the coming step; a returned ``skip`` means that it must not be taken.
 
@@ -87,14 +112,16 @@ class Guard:
             stats: of its gradients.
             norms: of its healthy steps so far.
             stale: the run was put back to another state after these gradients were made.
+            agreed: with the other ranks; None: this process looks for itself.
         """
         steps = self._steps.get(stats.optimizer, 0)
         self.schedules.before_step(optimizer, self.state.schedulers, steps)
-        poisoned = self.buffers.poisoned()
+        poisoned = self.buffers.poisoned() if agreed is None else agreed.poisoned
         decision = STALE if stale else self.policy.before(stats, norms, self.tick, poisoned)
         if not decision.apply:
             self.schedules.skipped(optimizer, self.state.schedulers, steps)
-            return Action(stats.step, "skip", decision.reason, decision.code, stats.optimizer)
+            whose = f" ({agreed.whose})" if agreed is not None and agreed.whose and not stale else ""
+            return Action(stats.step, "skip", decision.reason + whose, decision.code, stats.optimizer)
         self._put_in_force(optimizer, stats)
         if id(optimizer) in self._undo:
             self._undo[id(optimizer)].keep()
@@ -215,11 +242,18 @@ class Guard:
     def busy(self) -> bool:
         """Whether the next judgement may change something: then it should not wait."""
         policy = self.policy
-        watching = policy.incident is not None or policy.check is not None or policy.distributed
+        watching = policy.incident is not None or policy.check is not None or self.common is not None
         return watching or self.ring.will_be_due(self.tick)
 
     def judge(
-        self, stats: StepStats, findings: Sequence[Finding], norms: Norms, tick: int, *, skipped: bool = False
+        self,
+        stats: StepStats,
+        findings: Sequence[Finding],
+        norms: Norms,
+        tick: int,
+        *,
+        skipped: bool = False,
+        poisoned: list[str] | None = None,
     ) -> list[Action]:
         """Keep snapshots, and carry out a rollback or a stop. To be called for every step, in order.
 
@@ -229,12 +263,10 @@ class Guard:
             norms: of the healthy steps up to this one.
             tick: of this step.
             skipped: the step was not taken, and that was the guard's own doing.
+            poisoned: what `poison` has found, if it has been asked already.
         """
-        poisoned: list[str] = []
-        first_skip = skipped and self.policy.skips_in_a_row.get(stats.optimizer, 0) == 0
-        if first_skip or any(f.code in POISON for f in findings):
-            with self.buffers.as_kept():
-                poisoned = self.find_poison()
+        if poisoned is None:
+            poisoned = self.poison(stats, findings, skipped=skipped)
         if not skipped and not stats.applied:
             # Left out by a remedy, as the plan wants it: no reason for the guard to act.
             stats = replace(stats, applied=True)
@@ -246,6 +278,19 @@ class Guard:
         if stats.applied:
             self._keep(findings, tick + 1)
         return []
+
+    def poison(self, stats: StepStats, findings: Sequence[Finding], *, skipped: bool) -> list[str]:
+        """Names of non-finite state, where this step is a reason to look for it."""
+        first_skip = skipped and self.policy.skips_in_a_row.get(stats.optimizer, 0) == 0
+        if not first_skip and not any(f.code in POISON for f in findings):
+            return []
+        with self.buffers.as_kept():
+            return self.find_poison()
+
+    def keep(self) -> None:
+        """Take a snapshot if one is due. For ranks: a step is judged when the next has begun, which is too late."""
+        if self.policy.incident is None and self.ring.due(self.tick):
+            self._take_snapshot()
 
     def moved(self, tick: int) -> None:
         """Somebody has put the run into the state that it had at this tick."""
@@ -262,7 +307,8 @@ class Guard:
             self.ring.incident(self.policy.incident.tick)
             return
         self.ring.healthy(tick)
-        if tick == self.tick and due:  # of an earlier step there is nothing to take any more
+        # Of an earlier step there is nothing to take any more; ranks have taken it when the step was over.
+        if self.common is None and tick == self.tick and due:
             self._take_snapshot()
 
     def _take_snapshot(self) -> None:
@@ -273,12 +319,27 @@ class Guard:
 
     def _save(self, *, now: bool = False) -> None:
         """Have the newest good snapshot written to disk: from time to time, and ``now`` at an incident."""
-        if self.durable is not None and self.tick > 0:
+        if self.durable is None or self.tick == 0:
+            return
+        if self.common is None:
             self.durable.offer(self.ring, now=now)
+        elif now:
+            snapshot = self.ring.newest_good(among=self.common)
+            if snapshot is not None and snapshot.step != self.durable.written:
+                self.durable.submit(snapshot, now=True)
+
+    @property
+    def can_save(self) -> bool:
+        """Whether a snapshot could be written to disk now. For ranks, which write the same ones."""
+        return self.durable is not None and self.tick > 0 and self.durable.ready(self.ring)
+
+    def save(self) -> None:
+        """Have the newest snapshot that all ranks hold written to disk."""
+        self._save(now=True)
 
     def _roll_back(self, move: Rollback, stats: StepStats) -> list[Action]:
         self.ring.incident(move.before_step)
-        snapshot = self.ring.newest_good(move.before_step)
+        snapshot = self.ring.newest_good(move.before_step, self.common)
         if snapshot is None:
             return self._end(
                 Stop(f"{move.reason}, and there is no good state to go back to", move.code), stats
@@ -304,7 +365,7 @@ class Guard:
     def _end(self, stop: Stop, stats: StepStats) -> list[Action]:
         """The ladder is at its end: leave the last good state in the model, and on disk."""
         self.stop = stop
-        snapshot = self.ring.newest_good(self.tick)
+        snapshot = self.ring.newest_good(self.tick, self.common)
         if snapshot is not None:
             self.ring.restore(snapshot)
             self._save(now=True)

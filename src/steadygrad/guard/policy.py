@@ -142,7 +142,6 @@ class Policy:
     """
 
     limits: Limits = field(default_factory=Limits)
-    distributed: bool = False  # ranks must decide alike: only reduced gradient norms are looked at
     clip: float | None = None  # in force
     lr_factor: float = 1.0  # in force
     skips_in_a_row: dict[int, int] = field(default_factory=dict)
@@ -163,7 +162,7 @@ class Policy:
     # ------------------------------------------------------------------ before the step
     def before(self, stats: StepStats, norms: Norms, tick: int, buffers: Sequence[str] = ()) -> StepDecision:
         """Apply this step, or skip it? ``buffers``: those of the model that have become NaN in its forward pass."""
-        if buffers and not self.distributed and stats.finite:
+        if buffers and stats.finite:
             # BatchNorm trains on without its running statistics; the evaluation would be NaN.
             return StepDecision(False, f"{', '.join(buffers[:3])} became NaN", "P100")
         if not stats.finite:
@@ -194,7 +193,7 @@ class Policy:
         Unless the state turns out to be poisoned.
         """
         changed = self.clip is not None or self.lr_factor != 1.0 or self.rewarm_from is not None
-        watching = self.incident is not None or self.check is not None or self.distributed
+        watching = self.incident is not None or self.check is not None
         skipping = (
             self.skips_in_a_row.get(optimizer, 0) or len(self.recent_skips) >= self.limits.max_skips_in_window
         )
@@ -215,18 +214,18 @@ class Policy:
         self, stats: StepStats, findings: Sequence[Finding], norms: Norms, tick: int, poisoned: Sequence[str]
     ) -> Move | None:
         """What the findings of this step call for. ``poisoned``: names of non-finite state, if it was looked at."""
-        if poisoned and not self.distributed:
+        if poisoned:
             shown = ", ".join(poisoned[:3]) + (f" and {len(poisoned) - 3} more" if len(poisoned) > 3 else "")
             return self._roll_back("bad_data", self._onset(tick), norms, tick, f"{shown} not finite", "P100")
         alarms = [f for f in findings if f.severity == "alarm" and f.code not in NONFINITE]
         if not stats.applied:
-            self.exploding |= stats.finite or (bool(alarms) and not self.distributed)
+            self.exploding |= stats.finite or bool(alarms)
             return self._after_skip(stats, norms, tick)
         self.skips_in_a_row[stats.optimizer] = 0
         self.exploding = False
         self.recent_norms.append(min(stats.clipped_grad_norm, self.clip or math.inf))
         self._check_data(stats, tick)
-        if self.incident is None and alarms and not self.distributed and tick >= self.shifted_until:
+        if self.incident is None and alarms and tick >= self.shifted_until:
             level = max(
                 alarms[0].evidence.get("loss_before", -math.inf),
                 (norms.start or 0.0) * max(1, stats.num_backwards),

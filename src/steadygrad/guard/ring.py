@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from steadygrad.guard.image import Restored
@@ -276,9 +277,21 @@ class SnapshotRing:
         """Steps of the snapshots that are held, oldest first."""
         return tuple(e.step for e in self._entries)
 
-    def newest_good(self, before_step: int | None = None) -> Snapshot | None:
-        """The newest good snapshot that fits the run, taken at ``before_step`` or earlier. None if there is none."""
-        return self._choose(self._entries[::-1], before_step)
+    @property
+    def good_ticks(self) -> tuple[int, ...]:
+        """Steps of the snapshots that are good, oldest first."""
+        return tuple(e.step for e in self._entries if self._good(e))
+
+    def newest_good(
+        self, before_step: int | None = None, among: Collection[int] | None = None
+    ) -> Snapshot | None:
+        """The newest good snapshot that fits the run. None if there is none.
+
+        Args:
+            before_step: taken then or earlier.
+            among: taken at one of these steps.
+        """
+        return self._choose([e for e in self._entries[::-1] if among is None or e.step in among], before_step)
 
     def oldest_good(self) -> Snapshot | None:
         """The oldest good snapshot that fits the run. None if there is none."""

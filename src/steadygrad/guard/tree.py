@@ -188,6 +188,7 @@ class PuttingBack:
         self._find = find
         self._claimed: dict[tuple[object, ...], int] = {}
         self._made: dict[int, Tensor] = {}
+        self._owner: Tensor | None = None  # parameter whose optimizer state is being put back
 
     def fits(self, live: Tensor, ref: TensorRef) -> bool:
         """Whether the kept values can be copied into ``live``."""
@@ -214,6 +215,10 @@ class PuttingBack:
                         self.targets.append(leaf)
                         self.sources.append(self._saved[place])
                 return live
+        if not ref.ordinary and live is MISSING and self._owner is not None:
+            like = torch.zeros_like(self._owner.detach())  # moments are sharded as their parameter is
+            if self.fits(like, ref):
+                return self.tensor(like, ref)
         if not ref.ordinary:
             self.problems.append(f"a tensor made of {len(ref.places)} parts cannot be made anew")
             return live if live is not MISSING else UNKEPT
@@ -262,7 +267,11 @@ class PuttingBack:
         for key in [k for k in target if k not in wanted and not keep(k)]:
             del target[key]
         for key, value in wanted.items():
+            if isinstance(key, Tensor):
+                self._owner = key
             put = self.value(target.get(key, MISSING), value)
+            if isinstance(key, Tensor):
+                self._owner = None
             if put is not MISSING and put is not UNKEPT:
                 target[key] = put
 

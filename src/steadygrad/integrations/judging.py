@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from torch.optim import Optimizer
 
 from steadygrad.guard.guard import Guard
@@ -13,6 +15,9 @@ from steadygrad.probe.ended import Ended
 from steadygrad.probe.probe import Probe
 from steadygrad.records import StepStats
 from steadygrad.rules.engine import RuleSet
+
+if TYPE_CHECKING:
+    from steadygrad.integrations.ranks.together import Together
 
 
 class Judging:
@@ -29,6 +34,7 @@ class Judging:
         self.probe = probe
         self.guard: Guard | None = None
         self.live: LiveRepair | None = None
+        self.together: Together | None = None  # where several ranks decide alike
         self.may_wait = False  # an ordinary step
         self._rules, self._reasons, self._record = rules, reasons, record
         self._docket = Docket()
@@ -56,6 +62,8 @@ class Judging:
         may_wait = may_wait and (self.may_wait or ended.waits)
         if not may_wait or self._docket.full or (self.guard is not None and self.guard.busy):
             self.settle()
+        if self.together is not None:
+            self.together.step_over(ended.stats, skipped=skipped)
 
     def catch_up(self) -> bool:
         """A step begins: the numbers of the last one have arrived. Whether they have put the run back."""
@@ -100,6 +108,9 @@ class Judging:
         for finding in findings:
             self._record.finding(finding)
         self._reasons.judged(optimizer, stats, findings, self._rules)
+        if self.together is not None:
+            self.together.judged(stats, findings, skipped=step.skipped)
+            return False
         if self.guard is None:
             return False
         if self.live is not None:

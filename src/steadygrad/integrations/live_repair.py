@@ -93,7 +93,7 @@ class LiveRepair:
         """The guard has just gone back. Nothing is done if this incident has had its repair, or the run all of its."""
         policy, tick = self._guard.policy, self._guard.tick
         soon = self._last is not None and tick - self._last <= policy.limits.same_place
-        if soon or self._repairs >= MOST or policy.distributed:
+        if soon or self._repairs >= MOST or self._guard.common is not None:
             return
         back = int(rollback.details.get("steps_back", 0))
         try:

@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 
 from steadygrad.integrations.in_step import InStep
 from steadygrad.integrations.options import Observer, Options
+from steadygrad.integrations.ranks.group import check_process_group
 from steadygrad.integrations.session import Session
 from steadygrad.integrations.watcher_state import put_state, take_state
 from steadygrad.probe.tiers import TIERS
@@ -162,6 +163,7 @@ def watch(
     repair: Literal["off", "live"] = "off",
     tier: Literal["cheap", "standard", "deep"] = "cheap",
     sink: str | Sink | Iterable[str | Sink] = (),
+    process_group: Any = None,
 ) -> Watcher:
     """Watch, guard and record a training loop.
 
@@ -181,6 +183,8 @@ def watch(
         tier: how closely the probe looks, :class:`steadygrad.probe.tiers.Tier`; what it costs: docs/performance.md.
         sink: where else the numbers go: ``tensorboard``, ``wandb``, ``mlflow``, ``trackio``, an object of your own
             (:class:`steadygrad.sinks.Sink`), or several.
+        process_group: the ranks of ``torch.distributed`` that skip, clip and go back together; all of them if None.
+            It has to hold all ranks that one parameter is sharded over. See docs/distributed.md.
 
     Returns:
         A :class:`Watcher`. Use it as a context manager, or call ``close()`` at the end.
@@ -188,7 +192,8 @@ def watch(
     Raises:
         TypeError: ``model`` or an optimizer is not one.
         ValueError: no optimizer, an unknown ``guard``, ``repair`` or ``tier``, a name that is no plain name, an
-            optimizer that is already watched.
+            optimizer that is already watched, a process group without this rank. In the first step, and on all ranks:
+            they watch with different settings.
 
     Example:
         >>> import torch, tempfile, steadygrad as sg
@@ -213,6 +218,7 @@ def watch(
         repair=repair,
         tier=tier,
         sink=sink,
+        process_group=process_group,
     )
 
 
@@ -228,6 +234,7 @@ def open_watcher(
     repair: Literal["off", "live"],
     tier: Literal["cheap", "standard", "deep"],
     sink: str | Sink | Iterable[str | Sink],
+    process_group: Any = None,
 ) -> Watcher:
     """As :func:`watch`. ``door``: what the user has called, for an error that names it."""
     models = list(model) if isinstance(model, Iterable) and not isinstance(model, nn.Module) else [model]
@@ -249,6 +256,7 @@ def open_watcher(
         raise ValueError(
             f"repair='live' begins where the guard has rolled back: it needs guard='on', got {guard!r}"
         )
+    check_process_group(process_group)
     sinks = checked_sinks(sink)
     script = sys.argv[0] if sys.argv and sys.argv[0].endswith(".py") else "run"
     session = Session(
@@ -256,6 +264,7 @@ def open_watcher(
         script=script,
         observer=observer,
         door=door,
+        process_group=process_group,
     )
     try:
         session.attach(models, [_inner(optimizer) for optimizer in optimizers])

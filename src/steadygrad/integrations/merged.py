@@ -11,6 +11,19 @@ from steadygrad.trace.reader import Run
 from steadygrad.trace.rundir import trace_files
 
 
+def _disagreements(run: Run) -> list[str]:
+    """Which ranks have not decided as the first one has; of ranks that train together there are none."""
+    decided: dict[int, list[tuple[int, int, object]]] = {rank: [] for rank in run.ranks}
+    for event in run.events("action"):
+        decided[event.rank].append((event.step, event.optimizer, event.payload.get("action")))
+    first = run.ranks[0]
+    return [
+        f"rank {rank} did not decide as rank {first} did: {len(decided[rank])} actions, {len(decided[first])} there"
+        for rank in run.ranks[1:]
+        if decided[rank] != decided[first]
+    ]
+
+
 def summarize(run_dir: Path, seconds: float) -> RunSummary | None:
     """What the processes of a run came to together; None if none of them took a step.
 
@@ -32,7 +45,7 @@ def summarize(run_dir: Path, seconds: float) -> RunSummary | None:
     losses = [float(x) for x in run.scalar("loss", optimizers[0])[1]]
     known = [loss for loss in losses if not math.isnan(loss)]
     actions = run.actions()
-    notes = list(run.notes) + [str(note) for note in run.meta.get("notes") or ()]
+    notes = list(run.notes) + [str(note) for note in run.meta.get("notes") or ()] + _disagreements(run)
     return RunSummary(
         run_dir=str(run_dir),
         steps=max(int(steps[-1]) + 1 for steps in taken),

@@ -10,6 +10,7 @@ import torch
 from torch.utils._python_dispatch import _disable_current_modes
 
 from steadygrad.guard.policy import GuardExit, GuardStop
+from steadygrad.integrations.ranks.group import RanksDiffer
 
 if TYPE_CHECKING:
     from steadygrad.integrations.session import Session
@@ -18,7 +19,10 @@ T = TypeVar("T")
 
 
 def ours(default: Any) -> Callable[[Callable[..., T]], Callable[..., T]]:
-    """An error of ours disarms the session; the loop gets ``default`` and goes on. A stop passes through."""
+    """An error of ours disarms the session; the loop gets ``default`` and goes on.
+
+    A stop passes through, and so do settings with which the ranks of a training cannot decide alike.
+    """
 
     def decorate(method: Callable[..., T]) -> Callable[..., T]:
         @functools.wraps(method)
@@ -33,6 +37,11 @@ def ours(default: Any) -> Callable[[Callable[..., T]], Callable[..., T]]:
                         return method(self, *args, **kwargs)
                 return method(self, *args, **kwargs)
             except (GuardStop, GuardExit):
+                raise
+            except (
+                RanksDiffer
+            ) as error:  # what the user has set cannot be watched: he is told before the first step
+                self.disarm(error)
                 raise
             except Exception as error:  # noqa: BLE001 - whatever we did wrong, the user's run must go on
                 self.disarm(error)

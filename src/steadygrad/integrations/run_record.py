@@ -15,9 +15,10 @@ import torch
 
 from steadygrad import __version__
 from steadygrad.integrations.options import Observer, Options
+from steadygrad.integrations.ranks.folder import new_run_dir, rank_and_world
 from steadygrad.records import Action, Finding, ParamInfo, RunSummary, StepStats
 from steadygrad.sinks.fan import Sinks
-from steadygrad.trace.rundir import create_run_dir, trace_path
+from steadygrad.trace.rundir import trace_path
 from steadygrad.trace.writer import TraceWriter
 
 _COUNTS = ("steps", "skipped", "amp_skips", "_incidents", "_loss_first", "_loss_best")
@@ -44,15 +45,16 @@ class RunRecord:
         run_dir: Path | None,
     ) -> None:
         self.observer = observer
-        self.run_dir = run_dir or create_run_dir(
-            Path(options.runs), options.name, default=Path(script).stem or "run"
-        )
+        shared = run_dir is not None
+        if run_dir is None:
+            run_dir, shared = new_run_dir(Path(options.runs), options.name, Path(script).stem or "run")
+        self.run_dir = run_dir
         self.sinks = Sinks(options.sinks, self.run_dir, self.note)
         self.writer: TraceWriter | None = None
         self.actions: list[Action] = []
         self.notes: list[str] = []
         self.steps = self.skipped = self.amp_skips = 0
-        self._own_dir = run_dir is None
+        self._own_dir = not shared
         self._options, self._script, self._argv = options, script, list(argv)
         self._started = time.time()
         self._incidents = 0
@@ -66,13 +68,14 @@ class RunRecord:
     # ------------------------------------------------------------------ as the run goes
     def begin(self) -> None:
         """The first step: the trace file. Processes of a launcher that have no rank are told apart by their id."""
-        rank = os.environ.get("RANK", "")
-        alone = self._own_dir or rank.isdigit()
-        path = trace_path(self.run_dir, int(rank) if rank.isdigit() else 0, None if alone else os.getpid())
+        rank, _ = rank_and_world()
+        alone = self._own_dir or rank is not None
+        path = trace_path(self.run_dir, rank or 0, None if alone else os.getpid())
         self.writer = TraceWriter(path, self._meta(), on_failure=self._trace_failed)
         self.sinks.begin()
 
     def _meta(self) -> dict[str, Any]:
+        rank, world_size = rank_and_world()
         return {
             "script": Path(self._script).name,
             "argv": self._argv,
@@ -84,8 +87,8 @@ class RunRecord:
             "cuda": torch.version.cuda,
             "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
             "threads": torch.get_num_threads(),
-            "rank": int(os.environ.get("RANK", 0)),
-            "world_size": int(os.environ.get("WORLD_SIZE", 1)),
+            "rank": rank or 0,
+            "world_size": world_size,
             **({"resumed_from": self._origin} if self._origin is not None else {}),
         }
 

@@ -12,7 +12,7 @@ import weakref
 from collections.abc import Callable, Sequence
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -21,13 +21,14 @@ from steadygrad.guard.guard import Guard
 from steadygrad.guard.policy import GuardExit, GuardStop
 from steadygrad.guard.state import TrainingState, find_scalers, find_schedulers
 from steadygrad.integrations.docket import LARGE
-from steadygrad.integrations.guarding import new_guard, new_live_repair
+from steadygrad.integrations.guarding import new_guard, new_live_repair, new_together
 from steadygrad.integrations.in_force import InForce, Prescribed
 from steadygrad.integrations.judging import Judging
 from steadygrad.integrations.live_repair import LiveRepair
 from steadygrad.integrations.on_device import leave_to_device
 from steadygrad.integrations.options import Observer, Options
 from steadygrad.integrations.ours import ours
+from steadygrad.integrations.ranks.group import RankLost, RanksDiffer
 from steadygrad.integrations.reasons import Reasons
 from steadygrad.integrations.resumed import Resumed
 from steadygrad.integrations.run_record import RunRecord
@@ -37,6 +38,9 @@ from steadygrad.probe.probe import Probe
 from steadygrad.probe.tiers import TIERS
 from steadygrad.records import Action, RunSummary, StepStats
 from steadygrad.rules.engine import RuleSet
+
+if TYPE_CHECKING:
+    from steadygrad.integrations.ranks.together import Together
 
 
 class Session:
@@ -50,6 +54,7 @@ class Session:
         exit_on_stop: the guard's stop ends the script with exit code 86 instead of raising :class:`GuardStop`.
         run_dir: use this run directory (a launcher made it) instead of making one.
         door: through which the user came in, for people.
+        process_group: the ranks of torch.distributed that decide alike; all of them if None.
     """
 
     def __init__(
@@ -62,6 +67,7 @@ class Session:
         exit_on_stop: bool = False,
         run_dir: Path | None = None,
         door: str = "steadygrad run",
+        process_group: Any = None,
     ) -> None:
         self.options = options
         self.armed = True
@@ -82,6 +88,8 @@ class Session:
         self._replay_length: Callable[[int], int] | None = None
         self._known: weakref.WeakSet[Optimizer] = weakref.WeakSet()
         self._guard: Guard | None = None
+        self._process_group = process_group
+        self._together: Together | None = None  # with other ranks
         self._open: dict[
             int, StepStats
         ] = {}  # optimizer index -> the step between before_step and after_step
@@ -163,6 +171,11 @@ class Session:
     def amp_skipped(self, optimizer: Optimizer, scaler: Any) -> None:
         self.record.amp_skips += 1
         self._probe.saw_amp_skip(optimizer)
+        if self._together is not None and optimizer in self._known:
+            skip, put_back = self._together.overflow(optimizer, lambda: self._probe.leave_out(optimizer))
+            self._put_back |= put_back
+            if skip is not None:
+                self.record.action(skip)
 
     @ours(True)
     def before_step(self, optimizer: Optimizer) -> bool:
@@ -186,10 +199,15 @@ class Session:
                     self._open[index] = self._unread.stats
                     return True
             self._guard.buffers.look()
-        stats = self._probe.before(optimizer)
+        stats, agreed, norms = self._probe.before(optimizer), None, self._rules.history(index)
+        if self._together is not None:
+            stats, agreed, put_back = self._together.before(optimizer, stats)
+            stale, norms = stale or put_back, self._together.history(index)
+            if self._guard is not None and self._guard.stop is not None:
+                self._raise_stop(self._guard.stop.reason)
         self._open[index] = stats
         if self._guard is not None:
-            skip = self._guard.before(optimizer, stats, self._rules.history(index), stale=stale)
+            skip = self._guard.before(optimizer, stats, norms, stale=stale, agreed=agreed)
             if skip is not None:
                 self._skip(skip)
                 return False
@@ -250,8 +268,9 @@ class Session:
     @property
     def _alone(self) -> bool:
         """Whether the guard alone has a say in the coming step, which is the user's own call and not compiled."""
-        others = self._in_force or self.live is not None or self.options.locate is not None or self.modes_on
-        return self._joinpoints.inside and not others
+        others = self._in_force or self.live is not None or self._together is not None
+        looking = self.options.locate is not None or self.modes_on
+        return self._joinpoints.inside and not others and not looking
 
     @property
     def _trying(self) -> bool:
@@ -292,13 +311,19 @@ class Session:
             self._probe.optimizer_index(optimizer)
         self._reasons.models_found(self._probe.roots)
         self._judging.may_wait = sum(prod(info.shape) for info in self._probe.params) < LARGE
+        if self._together is None:
+            self._together = self._judging.together = new_together(
+                self._process_group, self.options, self._probe, self._rules, self.record
+            )
         if self.options.guard != "on":
             return
         state = TrainingState(self._probe.roots, optimizers, find_schedulers(optimizers), find_scalers())
         if self._guard is not None:
             self._guard.guard_state(state)
             return
-        self._guard = self._judging.guard = new_guard(state, self._probe, self._rules, self.record)
+        self._guard = self._judging.guard = new_guard(
+            state, self._probe, self._rules, self.record, self._together
+        )
         self._prepare_repair()
 
     def resume_repair(self, state: dict[str, Any]) -> None:
@@ -344,6 +369,11 @@ class Session:
             self._reasons.stop_watching()
         except Exception:  # noqa: BLE001 - already on the way out
             pass
+        if self._together is not None:
+            self._together.leave("has switched itself off")
+        if isinstance(error, (RankLost, RanksDiffer)):
+            self.record.note(f"steadygrad has switched itself off; the run goes on without it{lost}: {error}")
+            return
         self.record.note(
             f"steadygrad had an error of its own and has switched itself off; the run goes on without it"
             f"{lost} ({type(error).__name__}: {error}, {where})"
@@ -355,6 +385,8 @@ class Session:
             return self._summary
         self.settle()
         self._joinpoints.remove()
+        if self._together is not None:
+            self._together.leave("has ended its watch")
         self._probe.close()
         if self.live is not None and self.live.running:
             self.record.note("the run ended in the middle of a trial of remedies")

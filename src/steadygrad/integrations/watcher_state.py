@@ -52,7 +52,7 @@ def take_state(session: Session, data: Any = None, snapshots: bool | None = None
 
 def _few(guard: Guard, asked: bool | None) -> bool:
     """Whether the guard's own snapshots go into a checkpoint: where they are small, if nobody says."""
-    return asked if asked is not None else guard.ring.memory_bytes <= SMALL and not guard.policy.distributed
+    return asked if asked is not None else guard.ring.memory_bytes <= SMALL and guard.common is None
 
 
 def put_state(

@@ -9,6 +9,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from steadygrad.graph.walk import has_memory
+
 Value = Literal["nan", "inf", "-inf"]
 FLOAT8 = "torch.float8"
 
@@ -45,10 +47,18 @@ def peak(tensor: Tensor) -> float:
 
 
 def plain(tensor: Tensor) -> Tensor:
-    """The values as a real or complex strided tensor without a graph: of a sparse tensor those that are stored."""
+    """The values as a real or complex strided tensor without a graph: of a sparse tensor those that are stored.
+
+    Of a sharded tensor (DTensor) the part that lies here. None of a tensor whose memory has been given back, as that of
+    a weight of FSDP between its passes.
+    """
     tensor = tensor.detach()
+    if type(tensor) is not Tensor and hasattr(tensor, "to_local"):
+        tensor = tensor.to_local()
     if tensor.layout is torch.sparse_coo:
         tensor = tensor._values()
+    elif not has_memory(tensor):
+        return torch.zeros(0, dtype=tensor.dtype, device=tensor.device)
     return tensor.float() if str(tensor.dtype).startswith(FLOAT8) else tensor
 
 

@@ -17,20 +17,20 @@ from steadygrad.schedule import effective_lr
 
 
 def norms_at_step(
-    optimizer: Optimizer, tensors: Sequence[Tensor], posted: Pending
+    optimizer: Optimizer, tensors: Sequence[Tensor], posted: Pending, whole: bool
 ) -> tuple[np.ndarray, np.ndarray, float]:
     """Norms of the gradients at the step, before and after a folded clip: the clip's own, or taken now.
 
     A folded clip steps right after its norms, in one call: nothing of the user's runs between, unless he has put a
     wrapper of his own around ``step``. ``posted``: what the optimizer will divide by, a GradScaler's or the clip's; it
-    is asked for behind the norms, which were posted later, and given back last.
+    is asked for behind the norms, which were posted later, and given back last. ``whole``: see `Probe`.
     """
     fold = fold_of(optimizer)
     known = fold.raw_norms(tensors) if fold is not None else None  # host sync
     if fold is not None and known is not None:
         raw, scale = np.array(known), fold.scale.item()
         return raw, raw if scale == 1 else raw * scale, posted.numbers()[0]
-    norms = gradient_norms([p.grad for p in tensors])  # host sync
+    norms = gradient_norms([p.grad for p in tensors], whole=whole)  # host sync
     factor = posted.numbers()[0]
     applied = norms / factor if factor != 1.0 else norms
     return norms if fold is not None and fold.folded else applied, applied, factor

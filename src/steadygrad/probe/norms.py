@@ -21,13 +21,14 @@ MISSING = float("nan")
 PLAIN = frozenset({torch.float32, torch.float64, torch.bfloat16, torch.float16})
 
 
-def gradient_norms(grads: Sequence[Tensor | None], scale: float = 1.0) -> np.ndarray:
+def gradient_norms(grads: Sequence[Tensor | None], scale: float = 1.0, *, whole: bool = True) -> np.ndarray:
     """L2 norm of each gradient, taken in float32 (float64 for float64, and on a GPU), as float64 on the host.
 
     Args:
-        grads: of any shape, device and dtype; dense, sparse, complex, or DTensors (their norm is that of the whole
-            tensor, over all ranks: one all-reduce for all of them). None and meta tensors have no norm.
+        grads: of any shape, device and dtype; dense, sparse, complex, or DTensors. None and meta tensors have no norm.
         scale: the gradients are ``scale`` times too large (a GradScaler's factor); the norms are divided by it.
+        whole: of a DTensor the norm of the whole tensor, over all ranks: one all-reduce for each dimension of a mesh
+            that it is sharded over. Otherwise of the part that lies here, and no rank waits for another.
 
     Returns:
         (len(grads),) array: the norms; ``inf`` where the gradient holds a NaN or an infinity; ``nan`` where there
@@ -44,7 +45,7 @@ def gradient_norms(grads: Sequence[Tensor | None], scale: float = 1.0) -> np.nda
         found = _norms_on_host(present)
         norms = np.array(found) if len(found) == len(grads) else _with_gaps(found, grads)
     else:
-        norms = _norms_of_any(grads)
+        norms = _norms_of_any(grads, whole)
     return norms / scale if scale != 1.0 else norms
 
 
@@ -135,28 +136,27 @@ def _with_gaps(found: Iterable[float], grads: Sequence[Tensor | None]) -> np.nda
 
 
 @torch.no_grad()
-def _norms_of_any(grads: Sequence[Tensor | None]) -> np.ndarray:
-    """Norms of tensors of any kinds: grouped by device and dtype, those of shards summed over the ranks."""
+def _norms_of_any(grads: Sequence[Tensor | None], whole: bool) -> np.ndarray:
+    """Norms of tensors of any kinds: grouped by device and dtype, shards summed over the ranks if ``whole``."""
     norms = np.full(len(grads), MISSING)
     groups: dict[tuple[object, ...], tuple[list[int], list[Tensor]]] = defaultdict(lambda: ([], []))
-    meshes: dict[int, Any] = {}
+    sharded: dict[tuple[Any, int], list[int]] = {}
     for position, grad in enumerate(grads):
         if grad is None or grad.is_meta:
             continue
-        mesh = _mesh_of_shards(grad)
         values = plain_values(grad)
-        if values.numel() == 0 and mesh is None:
+        if whole:
+            for over in shard_dims(grad):
+                sharded.setdefault(over, []).append(position)
+        if values.numel() == 0:
             norms[position] = 0.0
             continue
-        if mesh is not None:
-            meshes[position] = mesh
         group = groups[values.device, values.dtype]
         group[0].append(position)
         group[1].append(values)
     for positions, members in groups.values():
         norms[positions] = _norms_on_host(members)
-    if meshes:
-        _add_over_ranks(norms, meshes)
+    _add_over_ranks(norms, sharded)
     return norms
 
 
@@ -169,20 +169,22 @@ def _is_dtensor(tensor: Tensor) -> bool:
     return type(tensor) is not Tensor and hasattr(tensor, "to_local") and hasattr(tensor, "placements")
 
 
-def _mesh_of_shards(tensor: Tensor) -> Any:
-    """The device mesh over which parts of this tensor are spread; None if this process holds all of it."""
+def shard_dims(tensor: Tensor) -> list[tuple[Any, int]]:
+    """The dimensions of device meshes over which this tensor is split: (mesh, dimension); none if all of it lies here.
+
+    Along the other dimensions of its mesh the ranks hold copies. A pending sum (``Partial``) counts as a copy: it has
+    no norm before it is summed.
+    """
     if not _is_dtensor(tensor):
-        return None
-    return tensor.device_mesh if any(p.is_shard() for p in tensor.placements) else None  # type: ignore[attr-defined]
+        return []
+    mesh = tensor.device_mesh  # type: ignore[attr-defined]
+    places = enumerate(tensor.placements)  # type: ignore[attr-defined]
+    return [(mesh, dim) for dim, p in places if not p.is_replicate() and not p.is_partial()]
 
 
-def _add_over_ranks(norms: np.ndarray, meshes: dict[int, Any]) -> None:
-    """Norms of whole tensors from those of their shards: squares are summed, once per mesh for all tensors."""
-    by_mesh: dict[Any, list[int]] = defaultdict(list)
-    for position, mesh in meshes.items():
-        by_mesh[mesh].append(position)
-    for mesh, positions in by_mesh.items():
+def _add_over_ranks(norms: np.ndarray, sharded: dict[tuple[Any, int], list[int]]) -> None:
+    """Norms of whole tensors from those of their shards: squares are summed, once per split for all tensors."""
+    for (mesh, dim), positions in sharded.items():
         squares = torch.from_numpy(np.square(norms[positions])).to(mesh.device_type)
-        for dim in range(mesh.ndim):
-            torch.distributed.all_reduce(squares, group=mesh.get_group(dim))
+        torch.distributed.all_reduce(squares, group=mesh.get_group(dim))
         norms[positions] = np.sqrt(squares.cpu().numpy())

@@ -61,6 +61,11 @@ class Probe:
         roots: the models; found in memory at the first step if None.
         tier: how closely it looks.
 
+    Attributes:
+        whole: the norms of a sharded tensor are those of all of it, which takes collectives. To be set to False by
+            whoever adds up the ranks' parts himself.
+        applied: norms of the gradients of the step that is under way, as they reached the optimizer: (parameters,).
+
     A step is :meth:`before` and :meth:`after`, around the user's own; the other calls tell what was seen between.
     """
 
@@ -68,6 +73,8 @@ class Probe:
         self.roots: list[nn.Module] = list(roots or ())
         self.params: list[ParamInfo] = []
         self.notes: list[str] = []
+        self.whole = True
+        self.applied = np.zeros(0)
         self._given = roots is not None
         self._tier = tier
         self._sampler: ActivationSampler | None = None
@@ -114,7 +121,7 @@ class Probe:
         owners = {id(p): w for w in self._order for p in w.tensors}
         fresh = [p for p in params if id(p) in owners and id(p) not in owners[id(p)].raw]
         grads = [p.grad for p in fresh]
-        norms = norms_at_hand(grads) or gradient_norms(grads).tolist()
+        norms = norms_at_hand(grads) or gradient_norms(grads, whole=self.whole).tolist()
         for p, norm in zip(fresh, norms, strict=True):
             owners[id(p)].raw[id(p)] = norm
 
@@ -135,6 +142,16 @@ class Probe:
     def optimizer_index(self, optimizer: Optimizer) -> int:
         """Number of this optimizer in the run; on first sight its parameters are named."""
         return self._of(optimizer).index
+
+    def trained(self) -> list[tuple[Sequence[ParamInfo], Sequence[Tensor]]]:
+        """Names and tensors of the parameters of each optimizer, in the order of their numbers."""
+        return [(watched.infos, watched.tensors) for watched in self._order]
+
+    def leave_out(self, optimizer: Optimizer) -> int:
+        """Count a step that the GradScaler did not take as one that was not taken. Returns its number."""
+        watched = self._of(optimizer)
+        watched.step += 1
+        return watched.step - 1
 
     def look_around(self, optimizers: Sequence[Optimizer]) -> None:
         """Find the models that these optimizers train. Models that were given stay as they are."""
@@ -160,7 +177,8 @@ class Probe:
         posted = post([scale.reshape(())]) if scale is not None else Pending([1.0])
         loss, passes = self._loss.post(), self._loss.passes
         loss_scale = scale_of(self._scaler) if self._scaler is not None else None
-        raw, applied, factor = norms_at_step(optimizer, watched.tensors, posted)
+        raw, applied, factor = norms_at_step(optimizer, watched.tensors, posted, self.whole)
+        self.applied = applied
         if watched.raw:
             raw = np.array([watched.raw.get(id(p), n) for p, n in zip(watched.tensors, applied, strict=True)])
             watched.raw.clear()

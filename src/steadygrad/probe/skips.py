@@ -42,6 +42,15 @@ def scaler_at_fault(optimizer: Optimizer) -> GradScaler | None:
     return None
 
 
+def share_overflow(optimizer: Optimizer) -> None:
+    """Another rank's scaler has found an overflow: this one's backs off as well, so that both keep one scale."""
+    for scaler in _scalers:
+        for flag in (
+            scaler._per_optimizer_states.get(id(optimizer), {}).get("found_inf_per_device", {}).values()
+        ):
+            flag.fill_(1.0)
+
+
 def _is_the_clips(optimizer: Optimizer) -> bool:
     fold = fold_of(optimizer)
     return fold is not None and fold.folded

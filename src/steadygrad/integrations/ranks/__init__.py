@@ -1,0 +1,1 @@
+"""Several processes train one model: they are told of each other's trouble and decide alike."""
