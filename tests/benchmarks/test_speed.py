@@ -13,7 +13,7 @@ from benchmarks import speed, speed_equal, speed_store
 from benchmarks.speed_clip import clip_rows
 from benchmarks.speed_clock import beyond, interleave, ratio, typical
 from benchmarks.speed_models import WORKLOADS, training
-from benchmarks.speed_monitor import PARTS, TURN, Monitor, monitor_rows, worst_part
+from benchmarks.speed_monitor import TURN, Monitor, monitor_rows, worst_part
 from benchmarks.speed_peers import installed, watcher_rows
 from benchmarks.speed_rows import Effort, Missing, row
 from benchmarks.speed_run import million_rows, process_rows, step_rows
@@ -114,17 +114,17 @@ def test_the_monitor_changes_no_bit():
 
 
 def test_the_worst_part_is_slow_at_every_turn():
-    steps = [0.1] * (6 * PARTS)
-    for i in range(3, len(steps), PARTS):
+    steps = [0.1] * (6 * 16)
+    for i in range(3, len(steps), 16):
         steps[i] = 0.3
     steps[40] = 9.0  # an outlier
-    assert worst_part(steps, start=0) == 0.3
+    assert worst_part(steps, start=0, parts=16) == 0.3
 
 
 def test_steps_that_have_their_activations_read_and_the_first_ones_are_no_part():
     steps = [9.0] * 20 + [0.1] * 40  # the part of step 50 has one more turn, at 34
     steps[TURN] = 9.0
-    assert worst_part(steps, start=20) == 0.1
+    assert worst_part(steps, start=20, parts=16) == 0.1
 
 
 def test_one_copy_of_the_state():

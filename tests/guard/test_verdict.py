@@ -187,7 +187,6 @@ def test_nothing_may_follow_from_a_step_that_is_the_devices():
         {"clip": 1.0},
         {"lr_factor": 0.3},
         {"rewarm_from": 3},
-        {"distributed": True},
         {"skips_in_a_row": {0: 1}},
     ):
         assert not Policy(**busy).at_rest(0), busy

@@ -99,7 +99,7 @@ class ActivationSampler:
         >>> sampler = ActivationSampler([model])
         >>> sampler.arm()
         >>> _ = model(torch.ones(16, 2))
-        >>> [(a.module, a.module_type, a.input_rms) for a in sampler.take()]
+        >>> [(a.module, a.module_type, round(a.input_rms, 6)) for a in sampler.take()]
         [('0', 'Linear', 1.0), ('1', 'ReLU', nan)]
         >>> sampler.disarm()
     """
