@@ -34,6 +34,7 @@ from steadygrad.integrations.resumed import Resumed
 from steadygrad.integrations.run_record import RunRecord
 from steadygrad.probe.ended import Unread
 from steadygrad.probe.joinpoints import JoinPoints
+from steadygrad.probe.names import any_sharded, flat_params
 from steadygrad.probe.probe import Probe
 from steadygrad.probe.tiers import TIERS
 from steadygrad.records import Action, RunSummary, StepStats
@@ -152,7 +153,9 @@ class Session:
 
     @ours(None)
     def graph(self, roots: Sequence[Tensor], values: Sequence[Tensor]) -> None:
-        if any(o not in self._known for o in self._joinpoints.optimizers()):
+        fresh = [o for o in self._joinpoints.optimizers() if o not in self._known]
+        # FSDP has its modules hold gathered weights until the backward pass is over: the optimizer's are in none.
+        if fresh and not any(any_sharded(flat_params(o)) for o in fresh):
             self._meet_optimizers()
         if self._guard is not None:
             self._guard.clear_gradients()

@@ -6,7 +6,7 @@ import gc
 import re
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
@@ -193,6 +193,11 @@ def name_parameters(
 def flat_params(optimizer: Optimizer) -> list[Tensor]:
     """The tensors of all groups of an optimizer, in order."""
     return [p for group in optimizer.param_groups for p in group["params"]]
+
+
+def any_sharded(tensors: Iterable[Tensor]) -> bool:
+    """Whether some are parts of tensors that are spread over ranks (DTensors, as FSDP2 has them)."""
+    return any(hasattr(tensor, "placements") for tensor in tensors)
 
 
 def class_name(module: nn.Module) -> str:

@@ -23,7 +23,7 @@ from steadygrad.probe.host import Pending, post
 from steadygrad.probe.loop_facts import LoopFacts
 from steadygrad.probe.loss import LossKeeper
 from steadygrad.probe.moving_target import MovingTarget
-from steadygrad.probe.names import find_roots, flat_params, name_parameters, named_roots
+from steadygrad.probe.names import any_sharded, find_roots, flat_params, name_parameters, named_roots
 from steadygrad.probe.norms import MISSING, gradient_norms, norms_on_device, total_norm
 from steadygrad.probe.portrait import Portraitist
 from steadygrad.probe.root_outputs import RootOutputs
@@ -105,8 +105,9 @@ class Probe:
         if self._portraits.waiting or self._portraits.broken or not (now or self._portrait_due):
             return
         trained = {p: info.name for w in self._order for p, info in zip(w.tensors, w.infos, strict=True)}
-        # Which of several optimizers this backward is for shows only when one of them steps.
-        parameters = trained if len(self._order) == 1 else None
+        # Which of several optimizers this backward is for shows only when one of them steps. And where the trained
+        # tensors are shards, the graph has others: the whole ones, gathered for this pass.
+        parameters = trained if len(self._order) == 1 and not any_sharded(trained) else None
         try:
             self._portraits.look(roots, *outputs, parameters)
         except Exception as error:  # noqa: BLE001 - what we cannot read of a stranger's graph is no reason to leave
