@@ -104,7 +104,7 @@ FAMILIES = (
         "steadygrad.optim",
         (
             "CHOICES", "Choice", "atan2_direction", "balance_", "lars_rates", "muon_groups", "orthogonalise",
-            "parameter_roles", "relative_rates", "scion_groups", "trust_ratios",
+            "parameter_blocks", "parameter_roles", "relative_rates", "scion_groups", "trust_ratios",
         ),
         table=choices,
     ),
