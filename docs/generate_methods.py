@@ -118,6 +118,15 @@ FAMILIES = (
         ),
     ),
     Family("recipes", "Recipes", "steadygrad.recipes", ("Recipe",)),
+    Family(
+        "precision",
+        "Low precision",
+        "steadygrad.precision",
+        (
+            "CastCounts", "ExponentHistogram", "FORMATS", "Format", "Headroom", "TensorHeadroom", "emulated_cast",
+            "exponent_histogram",
+        ),
+    ),
 )  # fmt: skip
 
 

@@ -202,7 +202,7 @@ def test_the_probe_sees_the_same_update_ratio_in_every_layer(model, tmp_path):
         run.series("update_ratio", name)[1].tolist() for name, p in model.named_parameters() if p.ndim > 1
     ]
     ratios = [x for values in seen for x in values]
-    assert len(seen) == 11 and all(seen) and max(ratios) < 1.1 * min(ratios)
+    assert len(seen) == 12 and all(seen) and max(ratios) < 1.1 * min(ratios)
 
 
 def test_a_checkpoint_goes_on_bit_for_bit(model):
