@@ -104,7 +104,7 @@ FAMILIES = (
         "steadygrad.optim",
         (
             "CHOICES", "Choice", "atan2_direction", "balance_", "lars_rates", "muon_groups", "orthogonalise",
-            "parameter_roles", "relative_rates", "scion_groups", "trust_ratios",
+            "parameter_blocks", "parameter_roles", "relative_rates", "scion_groups", "trust_ratios",
         ),
         table=choices,
     ),
@@ -118,6 +118,15 @@ FAMILIES = (
         ),
     ),
     Family("recipes", "Recipes", "steadygrad.recipes", ("Recipe",)),
+    Family(
+        "precision",
+        "Low precision",
+        "steadygrad.precision",
+        (
+            "CastCounts", "ExponentHistogram", "FORMATS", "Format", "Headroom", "TensorHeadroom", "emulated_cast",
+            "exponent_histogram",
+        ),
+    ),
 )  # fmt: skip
 
 

@@ -26,6 +26,7 @@ FLOORS = {
     "trace": 3,
     "rules": 3,
     "forecasting": 5,
+    "precision": 6,
     "diagnose": 4,
     "knowledge": 4,
     "config": 4,

@@ -29,7 +29,16 @@ _PUBLIC = {
     "RunSummary": "steadygrad.records",
 }
 
-_ROOMS = ("clip", "init", "nn", "optim", "recipes", "schedule", "testing")  # used as ``sg.clip.ZClip``
+_ROOMS = (
+    "clip",
+    "init",
+    "nn",
+    "optim",
+    "precision",
+    "recipes",
+    "schedule",
+    "testing",
+)  # used as ``sg.clip.ZClip``
 
 __all__ = ["__version__", *_PUBLIC]
 

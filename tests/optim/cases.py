@@ -176,6 +176,35 @@ OPTIMIZERS = (
         matrices=True,
         decay=False,
     ),
+    Case(
+        "steady",
+        optim.Steady,
+        oracles.Steady,
+        {"lr": 0.01, "weight_decay": 0.1},
+        bound=0.0125,  # lr, and of a vector up to what Adam's direction is longer than 1
+        complex=False,
+        matrices=True,
+        bad={
+            "momentum": 1.0,
+            "weight_decay": -1.0,
+            "betas": (0.9, 2.0),
+            "eps": 0.0,
+            "role": "mine",
+            "blocks": 4,
+            "max_ratio": 0.0,
+            "max_growth": 0.5,
+            "min_scale": -1.0,
+            "ns_steps": 0,
+        },
+    ),
+    Case(
+        "steady_free",
+        optim.Steady,
+        oracles.Steady,
+        {"lr": 0.05, "max_ratio": math.inf, "max_growth": math.inf, "momentum": 0.5},
+        complex=False,
+        matrices=True,
+    ),
 )
 
 

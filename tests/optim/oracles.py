@@ -173,3 +173,33 @@ class Scion(Twin):
         if h["constrained"]:
             w = (1 - h["lr"]) * w
         return w - h["lr"] * h["scale"] * step
+
+
+class Steady(Twin):
+    def one(self, w, g, s):
+        h = self.h
+        r = min(h["lr"], h["max_ratio"])
+        w = (1 - r * h["weight_decay"]) * w
+        norm, mean = l2(g), s.get("norm", 0.0)
+        if mean:
+            limit = h["max_growth"] * mean
+            g = g * min(1.0, limit / norm) if norm else g
+            s["norm"] = 0.95 * mean + 0.05 * min(norm, limit)
+        else:
+            s["norm"] = norm
+        if w.ndim < 2:
+            m, v = moments(g, s, h["betas"])
+            rms = math.sqrt(float((w**2).mean()))
+            return w - r * max(rms, h["min_scale"]) * m / (v + h["eps"])
+        mu = h["momentum"]
+        s["b"] = mu * s.get("b", 0.0) + (1 - mu) * g
+        d = mu * s["b"] + (1 - mu) * g
+        parts = zip(np.split(w, h["blocks"]), np.split(d, h["blocks"]), strict=True)
+        return np.concatenate([self.turned(part, step, r) for part, step in parts])
+
+    def turned(self, w, d, r):
+        u = newton_schulz(d.reshape(w.shape[0], -1)).reshape(w.shape)
+        if not l2(u):
+            return w
+        size = max(l2(w), self.h["min_scale"] * math.sqrt(w.shape[0]))
+        return (w - r * size * u / l2(u)) / math.sqrt(1 + r**2)

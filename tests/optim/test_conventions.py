@@ -22,7 +22,14 @@ from tests.optim.cases import (
     same,
 )
 
-VARIANTS = {"lars_plain_vectors", "lamb_clamped", "muon_original", "nero_free", "scion_constrained"}
+VARIANTS = {
+    "lars_plain_vectors",
+    "lamb_clamped",
+    "muon_original",
+    "nero_free",
+    "scion_constrained",
+    "steady_free",
+}
 
 
 def slow_but(name):

@@ -26,6 +26,8 @@ METHODS = [
     "AdamAtan2",
     "Scion",
     "MuonAdamW",
+    "Steady",
+    "steady",
     "BoundedUpdates",
     "clip_update_ratio_",
 ]
@@ -51,7 +53,7 @@ def test_examples_run(module):
 
 
 def test_every_public_name_has_a_docstring():
-    assert len(PUBLIC) == 21 and all(inspect.getdoc(f) for f in PUBLIC.values())
+    assert len(PUBLIC) == 24 and all(inspect.getdoc(f) for f in PUBLIC.values())
 
 
 def test_every_optimizer_is_in_the_conformance_suite():

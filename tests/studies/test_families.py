@@ -96,3 +96,16 @@ def test_length_warmup():
 def test_a_negative_result_is_kept_as_one():
     saved = study_of("length_warmup").load()
     assert saved["passed"] is False and [v["passed"] for v in saved["values"]] == [True, True, False]
+
+
+@pytest.mark.slow
+def test_steady_optimizer():
+    runs = smoke("steady_optimizer")
+    for net in ("CNN", "LSTM"):
+        mine, adamw = (one(runs, net=net, optimizer=o) for o in ("steady", "AdamW"))
+        assert mine["apart"] < 1.3 < adamw["apart"] and mine["loss"] < 2.3
+
+
+def test_precision_headroom():
+    (run,) = smoke("precision_headroom")
+    assert run["error"] < 0.1 < run["mixed"] and run["overflow"] == 0

@@ -84,9 +84,9 @@ def forecast(
         for p in everything.parameters():
             p.grad = None  # else a gradient that the user holds is added to
         if optimizer is not None:
-            return _take_steps(model, _caller(loss_fn), batch, optimizer, steps)
+            return _take_steps(model, loss_caller(loss_fn), batch, optimizer, steps)
         still = torch.optim.SGD(everything.parameters(), lr=0.0)
-        found = _take_steps(model, _caller(loss_fn), batch, still, 1)
+        found = _take_steps(model, loss_caller(loss_fn), batch, still, 1)
         return replace(found, lr=NAN, lr_limit=NAN)
 
 
@@ -141,7 +141,7 @@ def _take_steps(
     return results[0]
 
 
-def _caller(loss_fn: Callable[..., Tensor]) -> Callable[[nn.Module, Any], Tensor]:
+def loss_caller(loss_fn: Callable[..., Tensor]) -> Callable[[nn.Module, Any], Tensor]:
     """Losses of torch's own are called on output and target."""
     module = getattr(loss_fn, "__module__", "") or ""
     if not isinstance(loss_fn, nn.Module) and not module.startswith("torch."):

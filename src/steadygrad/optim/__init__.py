@@ -5,6 +5,7 @@
 
 from steadygrad.optim.adam_atan2 import AdamAtan2 as AdamAtan2
 from steadygrad.optim.adam_atan2 import atan2_direction as atan2_direction
+from steadygrad.optim.blocks import parameter_blocks as parameter_blocks
 from steadygrad.optim.choices import CHOICES as CHOICES
 from steadygrad.optim.choices import Choice as Choice
 from steadygrad.optim.fromage import Fromage as Fromage
@@ -22,5 +23,7 @@ from steadygrad.optim.orthogonal import orthogonalise as orthogonalise
 from steadygrad.optim.roles import parameter_roles as parameter_roles
 from steadygrad.optim.scion import Scion as Scion
 from steadygrad.optim.scion import scion_groups as scion_groups
+from steadygrad.optim.steady_optimizer import Steady as Steady
+from steadygrad.optim.steady_optimizer import steady as steady
 from steadygrad.optim.update_ratio import BoundedUpdates as BoundedUpdates
 from steadygrad.optim.update_ratio import clip_update_ratio_ as clip_update_ratio_

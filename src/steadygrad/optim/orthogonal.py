@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -73,14 +74,21 @@ def _or_one(size: Tensor) -> Tensor:
 
 
 def orthogonalise_each(
-    updates: Sequence[Tensor], steps: int = 5, coefficients: tuple[float, float, float] = JORDAN
+    updates: Sequence[Tensor],
+    steps: int = 5,
+    coefficients: tuple[float, float, float] = JORDAN,
+    blocks: int = 1,
 ) -> list[Tensor]:
-    """`orthogonalise` for weights of any shapes, (out, everything else) as a matrix; equal shapes in one stack."""
+    """`orthogonalise` for weights of any shapes, (out, everything else) as a matrix; equal shapes in one stack.
+
+    Of each weight ``blocks`` matrices that stand one above the other are made orthogonal one by one.
+    """
+    matrices = [u.reshape(blocks, u.shape[0] // blocks, math.prod(u.shape[1:])) for u in updates]
     alike: dict[torch.Size, list[int]] = {}
-    for i, u in enumerate(updates):
-        alike.setdefault(u.flatten(1).shape, []).append(i)
+    for i, m in enumerate(matrices):
+        alike.setdefault(m.shape, []).append(i)
     found: dict[int, Tensor] = {}
     for members in alike.values():
-        stack = orthogonalise(torch.stack([updates[i].flatten(1) for i in members]), steps, coefficients)
-        found.update(zip(members, stack.unbind(), strict=True))
+        stack = orthogonalise(torch.cat([matrices[i] for i in members]), steps, coefficients)
+        found.update(zip(members, stack.split(blocks), strict=True))
     return [found[i].reshape(u.shape) for i, u in enumerate(updates)]
