@@ -28,6 +28,7 @@ FLOORS = {
     "forecasting": 5,
     "diagnose": 4,
     "knowledge": 4,
+    "selfsup": 4,
     "config": 4,
     "guard": 3,
     "locating": 4,

@@ -17,6 +17,7 @@ from steadygrad._foreach import nonfinite
 from steadygrad.clip._told import fold_of
 from steadygrad.probe.activations import ActivationSampler, sampled
 from steadygrad.probe.compiled import Compiled
+from steadygrad.probe.embeddings import embedding_stats
 from steadygrad.probe.host import Pending, post
 from steadygrad.probe.loop_facts import LoopFacts
 from steadygrad.probe.loss import LossKeeper
@@ -28,8 +29,10 @@ from steadygrad.probe.root_outputs import RootOutputs
 from steadygrad.probe.rotation import Look, Rotation
 from steadygrad.probe.shared_norms import norms_at_hand
 from steadygrad.probe.tiers import CHEAP, Tier
-from steadygrad.records import NAN, Oddity, ParamInfo, Portrait, StepStats
+from steadygrad.records import NAN, EmbeddingStats, Oddity, ParamInfo, Portrait, StepStats
 from steadygrad.schedule import effective_lr
+
+EMBEDDINGS_EVERY = 10  # steps from one look to the next
 
 
 class _Watched:
@@ -95,6 +98,7 @@ class Probe:
         self._told = 0  # oddities of the loop that are on a record already
         self._target = MovingTarget()
         self._following: tuple[Oddity, ...] = ()  # what it has found, until it is on a record
+        self._embedding: EmbeddingStats | None = None  # of the step under way
         self._scaler: Any = None
         if self._given:
             self._arm_for(0)
@@ -130,6 +134,12 @@ class Probe:
         norms = norms_at_hand(grads) or gradient_norms(grads).tolist()
         for p, norm in zip(fresh, norms, strict=True):
             owners[id(p)].raw[id(p)] = norm
+
+    def saw_embeddings(self, embeddings: Tensor, other: Tensor | None) -> None:
+        """A loss without labels is given these: measured on sampled steps, the first of each step."""
+        step = self._order[0].step if self._order else 0
+        if self._embedding is None and embeddings.numel() and sampled(step, EMBEDDINGS_EVERY):
+            self._embedding = embedding_stats(embeddings, other)
 
     def saw_scaler(self, scaler: Any) -> None:
         self._scaler = scaler
@@ -182,6 +192,9 @@ class Probe:
             odd = self._target.look(watched.step, self._alive(), self.roots)
             self._following += (odd,) if odd is not None else ()
         self._loss.in_step = True
+        embedding = None
+        if watched.index == 0:
+            embedding, self._embedding = self._embedding, None
         watched.rotation.before(optimizer, watched.tensors, watched.numbers, watched.step, factor)
         grad_norm = total_norm(raw)
         return StepStats(
@@ -197,6 +210,7 @@ class Probe:
             loss_scale=loss_scale.numbers()[0] if loss_scale is not None else None,
             amp_skips=watched.amp_skips,
             portrait=self._take_portrait(watched),
+            embedding=embedding,
         )
 
     def after(self, optimizer: Optimizer, stats: StepStats, applied: bool) -> StepStats:
