@@ -37,6 +37,7 @@ CLAIMS = (
     "recurrent_layer_norm",
     "clipping_limits",
     "length_warmup",
+    "collapse",
 )
 
 
