@@ -28,7 +28,7 @@ class Trainee(nn.Module):
         super().__init__()
         self.method, self.sound = method, sound
         self.encoder = nn.Sequential(nn.Linear(64, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, FEATURES))
-        projector = sg.selfsup.mlp_head(FEATURES, 64, DIMS, last_norm=method == "simsiam")
+        projector = sg.selfsup.mlp_head(FEATURES, 64, DIMS, layers=3, last_norm=method == "simsiam")
         self.student = nn.Sequential(self.encoder, projector)
         self.predictor = sg.selfsup.mlp_head(DIMS, 64, DIMS)
         self.teacher = sg.selfsup.EMATeacher(self.student, momentum=0.9)

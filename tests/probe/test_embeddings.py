@@ -76,9 +76,7 @@ def test_what_is_not_finite_shows_in_every_measure(bad):
     assert all(v.isnan() for v in values)
     stats = embedding_stats(Z, z)
     assert (stats.samples, stats.dims) == (20, 6)
-    assert all(
-        map(math.isnan, (stats.spread, stats.effective_rank, stats.alignment, stats.uniformity))
-    )
+    assert all(map(math.isnan, (stats.spread, stats.effective_rank, stats.alignment, stats.uniformity)))
 
 
 def test_all_alike_and_all_zero_are_collapsed():

@@ -9,7 +9,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from steadygrad.records import ActivationStats, EmbeddingStats, Oddity, ParamInfo, Portrait, StepStats, TensorStats
+from steadygrad.records import (
+    ActivationStats,
+    EmbeddingStats,
+    Oddity,
+    ParamInfo,
+    Portrait,
+    StepStats,
+    TensorStats,
+)
 from steadygrad.rules import RULES, RuleSet
 from steadygrad.rules.oddity_rule import OddityRule
 from steadygrad.rules.portrait_rule import PortraitRule
@@ -84,7 +92,9 @@ def profile(gain: float) -> Trace:
     return [replace(s, grad_norms=norms) for s in steps]
 
 
-def embedded(spread: Fn = one, rank: Fn = lambda t: 20.0, every: int = 5) -> Callable[[int], EmbeddingStats | None]:
+def embedded(
+    spread: Fn = one, rank: Fn = lambda t: 20.0, every: int = 5
+) -> Callable[[int], EmbeddingStats | None]:
     return lambda t: EmbeddingStats(128, 32, spread(t), rank(t), 0.5, -2.0) if t % every == 0 else None
 
 

@@ -82,7 +82,7 @@ def train(loss_fn, tmp_path, watched=True, steps=61, **options):
     model = Pair()
     optimizer = torch.optim.Adam(model.parameters(), lr=0.02)
     run = sg.watch(model, optimizer, runs=tmp_path, **options) if watched else None
-    for step in range(steps):
+    for _ in range(steps):
         x = torch.randn(64, 8)
         optimizer.zero_grad()
         loss_fn(model(x + 0.1 * torch.randn_like(x)), model(x)).backward()

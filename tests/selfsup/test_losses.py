@@ -34,7 +34,9 @@ def softmax_loss(own, others):
 
 def test_info_nce():
     q, k = A.tolist(), B.tolist()
-    wanted = [softmax_loss(cos(q[n], k[n]) / 0.3, [cos(q[n], k[m]) / 0.3 for m in range(N)]) for n in range(N)]
+    wanted = [
+        softmax_loss(cos(q[n], k[n]) / 0.3, [cos(q[n], k[m]) / 0.3 for m in range(N)]) for n in range(N)
+    ]
     assert info_nce(A, B, 0.3).item() == pytest.approx(sum(wanted) / N)
 
 
@@ -76,7 +78,10 @@ def test_vicreg_and_its_terms():
 def test_barlow_twins():
     def standard(z):
         return [
-            [(x - sum(col) / N) / math.sqrt(sum((y - sum(col) / N) ** 2 for y in col) / N + 1e-5) for x in col]
+            [
+                (x - sum(col) / N) / math.sqrt(sum((y - sum(col) / N) ** 2 for y in col) / N + 1e-5)
+                for x in col
+            ]
             for col in z.T.tolist()
         ]
 

@@ -114,7 +114,9 @@ def test_masked_error_is_the_mean_over_what_was_hidden():
     g = generator()
     x, y = torch.randn(3, 4, 5, generator=g), torch.randn(3, 4, 5, generator=g)
     mask = random_mask((3, 4), 0.5, generator=g)
-    wrong = [(a - b) ** 2 for a, b in zip(x[mask].flatten().tolist(), y[mask].flatten().tolist(), strict=True)]
+    wrong = [
+        (a - b) ** 2 for a, b in zip(x[mask].flatten().tolist(), y[mask].flatten().tolist(), strict=True)
+    ]
     assert masked_mse(x, y, mask).item() == pytest.approx(sum(wrong) / len(wrong))
     y[~mask] = math.nan
     assert masked_mse(x, y, mask).isfinite()

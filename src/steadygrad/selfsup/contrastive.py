@@ -19,8 +19,8 @@ def info_nce(query: Tensor, key: Tensor, temperature: float = 0.1) -> Tensor:
     When to use it: two kinds of views that are not alike (a picture and its text, a state and its future); for two
     augmentations of one kind `nt_xent` has twice the negatives.
 
-    Values in use: T = 0.07 (MoCo, CLIP's start), 0.1 to 0.5. From about 5 on, all negatives weigh the same, and the
-    embeddings fall into a few directions (rule E102). Batches of 256 and more; it works from about 32.
+    Values in use: T = 0.07 (MoCo, CLIP's start), 0.1 to 0.5. At 100 all negatives weigh the same, and the embeddings
+    fall into a few directions (rule E102). Batches of 256 and more; it works from about 32.
 
     Cost: N^2 D, and N^2 numbers of memory.
 
@@ -57,8 +57,8 @@ def nt_xent(z1: Tensor, z2: Tensor, temperature: float = 0.5) -> Tensor:
     When to use it: the first thing to try without labels where batches are large: it needs no teacher, no
     predictor, and cannot collapse completely.
 
-    Values in use: T = 0.1 to 0.5 (0.5 on CIFAR-10, 0.1 on ImageNet). From about 5 on the embeddings fall into a few
-    directions (rule E102). A projector of 2 layers before it, dropped afterwards.
+    Values in use: T = 0.1 to 0.5 (0.5 on CIFAR-10, 0.1 on ImageNet). At 100 the embeddings fall into a few directions
+    (rule E102). A projector of 2 layers before it, dropped afterwards.
 
     Cost: 4 N^2 D, and 4 N^2 numbers of memory.
 
