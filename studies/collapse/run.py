@@ -33,7 +33,6 @@ WRONG = {
 }
 KINDS = {"sound": BLUE, "wrong": ORANGE, "taken back": GREEN}
 STEPS, BATCH, LR = 440, 128, 3e-3
-EARLY = 0.2  # of the run
 CODES = ("E101", "E102")
 
 

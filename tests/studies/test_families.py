@@ -96,3 +96,10 @@ def test_length_warmup():
 def test_a_negative_result_is_kept_as_one():
     saved = study_of("length_warmup").load()
     assert saved["passed"] is False and [v["passed"] for v in saved["values"]] == [True, True, False]
+
+
+def test_collapse():
+    runs = smoke("collapse")
+    sound, wrong = one(runs, kind="sound"), one(runs, kind="wrong")
+    assert sound["alarms"] == 0 and wrong["told"][0] == "E101" and wrong["found_after"] < 0.4
+    assert sound["spread"][-1] > 0.9 and wrong["spread"][-1] < 0.1
