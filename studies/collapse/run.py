@@ -32,7 +32,7 @@ WRONG = {
     "byol": "no predictor",
 }
 KINDS = {"sound": BLUE, "wrong": ORANGE, "taken back": GREEN}
-STEPS, BATCH, LR = 440, 128, 3e-3
+STEPS, BATCH, LR = 520, 128, 3e-3
 CODES = ("E101", "E102")
 
 
@@ -120,7 +120,7 @@ def draw(runs: Sequence[Run]) -> Figure:
 STUDY = Study(
     name="collapse",
     arms=[{"method": method, "kind": kind} for kind in KINDS for method in METHODS],
-    seeds=(10, 11, 12),
+    seeds=(20, 21, 22),
     values=[
         Value(
             "collapse found after, share of the run",
