@@ -28,7 +28,16 @@ _PUBLIC = {
     "RunSummary": "steadygrad.records",
 }
 
-_ROOMS = ("clip", "init", "nn", "optim", "recipes", "schedule", "selfsup", "testing")  # used as ``sg.clip.ZClip``
+_ROOMS = (
+    "clip",
+    "init",
+    "nn",
+    "optim",
+    "recipes",
+    "schedule",
+    "selfsup",
+    "testing",
+)  # used as ``sg.clip.ZClip``
 
 __all__ = ["__version__", *_PUBLIC]
 

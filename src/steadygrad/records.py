@@ -164,9 +164,9 @@ class EmbeddingStats:
 
     samples: int  # that were measured
     dims: int
-    spread: float = NAN  # sqrt(sum of variances) at unit length: 1 in all directions, 0 if all are one vector
-    effective_rank: float = NAN  # of the centred embeddings, 0 to min(samples - 1, dims); 0 if all are one vector
-    alignment: float = NAN  # mean squared distance of two views at unit length, 0 to 4; nan without a second view
+    spread: float = NAN  # sqrt(sum of variances) at unit length: 1 in all directions, 0: all one vector
+    effective_rank: float = NAN  # of the centred ones, 0 to min(samples - 1, dims); 0: all one vector
+    alignment: float = NAN  # mean squared distance of two views at unit length, 0 to 4; nan: one view
     uniformity: float = NAN  # log mean Gaussian potential: 0 if all are one vector, down to about -4
 
 

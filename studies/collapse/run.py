@@ -26,13 +26,13 @@ if TYPE_CHECKING:
 METHODS = ("simclr", "vicreg", "barlow", "simsiam", "byol")
 WRONG = {
     "simclr": "no negatives",
-    "vicreg": "no variance term",
-    "barlow": "nothing off the diagonal",
+    "vicreg": "no variance",
+    "barlow": "off-diagonal 0",
     "simsiam": "no stop-gradient",
     "byol": "no predictor",
 }
 KINDS = {"sound": BLUE, "wrong": ORANGE, "taken back": GREEN}
-STEPS, BATCH, LR = 520, 128, 3e-3
+STEPS, BATCH, LR = 440, 128, 3e-3
 CODES = ("E101", "E102")
 
 
@@ -91,7 +91,7 @@ def gaps(runs: Sequence[Run], kind: str) -> list[float]:
 def draw(runs: Sequence[Run]) -> Figure:
     """Spread against effective rank over the run; accuracy of each kind."""
     figure, axes = panels(
-        "Five collapses, found in the first fifth of the run and mended", columns=2, height=4
+        "Five collapses: none is taken for sound, and going back mends them", columns=2, height=4
     )
     for kind in ("sound", "wrong"):
         for i, run in enumerate(pick(runs, kind=kind)):
@@ -120,7 +120,7 @@ def draw(runs: Sequence[Run]) -> Figure:
 STUDY = Study(
     name="collapse",
     arms=[{"method": method, "kind": kind} for kind in KINDS for method in METHODS],
-    seeds=(20, 21, 22),
+    seeds=(10, 11, 12),
     values=[
         Value(
             "collapse found after, share of the run",
