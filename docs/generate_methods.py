@@ -117,6 +117,11 @@ FAMILIES = (
             "cosine_cooldown",
         ),
     ),
+    Family(
+        "selfsup",
+        "Training without labels",
+        "steadygrad.selfsup",
+    ),
     Family("recipes", "Recipes", "steadygrad.recipes", ("Recipe",)),
     Family(
         "precision",

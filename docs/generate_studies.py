@@ -39,6 +39,7 @@ CLAIMS = (
     "length_warmup",
     "steady_optimizer",
     "precision_headroom",
+    "collapse",
 )
 
 

@@ -29,6 +29,7 @@ FLOORS = {
     "precision": 6,
     "diagnose": 4,
     "knowledge": 4,
+    "selfsup": 4,
     "config": 4,
     "guard": 3,
     "locating": 4,

@@ -37,6 +37,7 @@ _ROOMS = (
     "precision",
     "recipes",
     "schedule",
+    "selfsup",
     "testing",
 )  # used as ``sg.clip.ZClip``
 

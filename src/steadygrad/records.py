@@ -159,6 +159,18 @@ class Portrait:
 
 
 @dataclass(frozen=True, slots=True)
+class EmbeddingStats:
+    """What a batch of embeddings looked like, in a training without labels; on sampled steps only."""
+
+    samples: int  # that were measured
+    dims: int
+    spread: float = NAN  # sqrt(sum of variances) at unit length: 1 in all directions, 0: all one vector
+    effective_rank: float = NAN  # of the centred ones, 0 to min(samples - 1, dims); 0: all one vector
+    alignment: float = NAN  # mean squared distance of two views at unit length, 0 to 4; nan: one view
+    uniformity: float = NAN  # log mean Gaussian potential: 0 if all are one vector, down to about -4
+
+
+@dataclass(frozen=True, slots=True)
 class StepStats:
     """Every signal of one optimizer step."""
 
@@ -178,6 +190,7 @@ class StepStats:
     activations: tuple[ActivationStats, ...] = ()
     seconds: float = NAN  # since the previous step of this optimizer
     portrait: Portrait | None = None  # on sampled steps
+    embedding: EmbeddingStats | None = None  # on sampled steps, where embeddings were shown
 
     @property
     def finite(self) -> bool:
@@ -210,6 +223,7 @@ class StepStats:
             activations,
             seconds,
             portrait,
+            self.embedding,
         )
 
 

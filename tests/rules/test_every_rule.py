@@ -9,7 +9,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from steadygrad.records import ActivationStats, Oddity, ParamInfo, Portrait, StepStats, TensorStats
+from steadygrad.records import (
+    ActivationStats,
+    EmbeddingStats,
+    Oddity,
+    ParamInfo,
+    Portrait,
+    StepStats,
+    TensorStats,
+)
 from steadygrad.rules import RULES, RuleSet
 from steadygrad.rules.oddity_rule import OddityRule
 from steadygrad.rules.portrait_rule import PortraitRule
@@ -82,6 +90,12 @@ def profile(gain: float) -> Trace:
     steps = trace(60, falling)
     norms = np.array([gain ** (LAYERS - 1 - i // 2) for i in range(2 * LAYERS)], np.float32)
     return [replace(s, grad_norms=norms) for s in steps]
+
+
+def embedded(
+    spread: Fn = one, rank: Fn = lambda t: 20.0, every: int = 5
+) -> Callable[[int], EmbeddingStats | None]:
+    return lambda t: EmbeddingStats(128, 32, spread(t), rank(t), 0.5, -2.0) if t % every == 0 else None
 
 
 def adam(values: Fn) -> Callable[[int], tuple[TensorStats, ...]]:
@@ -160,6 +174,15 @@ EXAMPLES: dict[str, tuple[Trace, Trace]] = {
     "D101": (
         trace(60, falling, activations=activation(input_rms=120.0)),
         trace(60, falling, activations=activation(input_rms=5.0)),
+    ),
+    # The near misses come as low, but for two looks only.
+    "E101": (
+        trace(80, falling, embedding=embedded(spread=since(40, lambda t: 0.3, lambda t: 0.8))),
+        trace(80, falling, embedding=embedded(spread=lambda t: 0.3 if t in (40, 45) else 0.8)),
+    ),
+    "E102": (
+        trace(80, falling, embedding=embedded(rank=since(40, lambda t: 5.0, lambda t: 20.0))),
+        trace(80, falling, embedding=embedded(rank=lambda t: 5.0 if t in (40, 45) else 20.0)),
     ),
 }
 

@@ -109,3 +109,10 @@ def test_steady_optimizer():
 def test_precision_headroom():
     (run,) = smoke("precision_headroom")
     assert run["error"] < 0.1 < run["mixed"] and run["overflow"] == 0
+
+
+def test_collapse():
+    runs = smoke("collapse")
+    sound, wrong = one(runs, kind="sound"), one(runs, kind="wrong")
+    assert sound["alarms"] == 0 and wrong["told"][0] == "E101" and wrong["found_after"] < 0.4
+    assert sound["spread"][-1] > 0.9 and wrong["spread"][-1] < 0.1

@@ -80,6 +80,7 @@ class Docket:
             and stats.clipped_grad_norm <= norm
             and (per_pass is None or per_pass <= loss)
             and stats.portrait is None
+            and stats.embedding is None
             and not stats.activations
             and all([t.weight_finite and t.state_finite for t in stats.tensors])
         )

@@ -19,6 +19,8 @@ from steadygrad.rules.engine import RuleSet
 if TYPE_CHECKING:
     from steadygrad.integrations.ranks.together import Together
 
+MEASURES = ("spread", "effective_rank", "alignment", "uniformity")
+
 
 class Judging:
     """Has the rules look at each step that is over, and the guard act on what they find.
@@ -42,7 +44,11 @@ class Judging:
     def write(self, stats: StepStats) -> None:
         """A step goes on record."""
         clip = self.guard.policy.clip if self.guard is not None else None
-        self._record.step(stats, self.probe.params, {} if clip is None else {"guard_clip": clip})
+        more = {} if clip is None else {"guard_clip": clip}
+        seen = stats.embedding
+        if seen is not None:
+            more |= {f"embedding/{name}": getattr(seen, name) for name in MEASURES}
+        self._record.step(stats, self.probe.params, more)
 
     def over(self, optimizer: Optimizer, ended: Ended, skipped: bool) -> None:
         """A step of the run is over: it is judged, or waits for the next ones if that comes to the same."""

@@ -32,6 +32,7 @@ from steadygrad.integrations.ranks.group import RankLost, RanksDiffer
 from steadygrad.integrations.reasons import Reasons
 from steadygrad.integrations.resumed import Resumed
 from steadygrad.integrations.run_record import RunRecord
+from steadygrad.probe.embeddings import embedding_listeners
 from steadygrad.probe.ended import Unread
 from steadygrad.probe.joinpoints import JoinPoints
 from steadygrad.probe.names import any_sharded, flat_params
@@ -104,6 +105,7 @@ class Session:
         """Watch every optimizer of this process, those that exist and those still to be built."""
         self._prescribed.put()
         self._joinpoints.install(all_optimizers=True)
+        embedding_listeners.append(self.embedded)
         if self.record.observer is not None:
             self.record.observer.started(str(self.run_dir))
 
@@ -111,6 +113,7 @@ class Session:
         """Watch just these."""
         self._probe = self._judging.probe = Probe(models, tier=TIERS[self.options.tier])
         self._joinpoints.install(all_optimizers=False)
+        embedding_listeners.append(self.embedded)
         for optimizer in optimizers:
             self._joinpoints.attach(optimizer)
 
@@ -165,6 +168,12 @@ class Session:
     @ours(None)
     def backward(self, roots: Sequence[Tensor]) -> None:
         self._probe.saw_backward(roots)
+
+    @ours(None)
+    def embedded(self, embeddings: Tensor, other: Tensor | None) -> None:
+        """A loss without labels is given these."""
+        if self._joinpoints.here:
+            self._probe.saw_embeddings(embeddings, other)
 
     @ours(None)
     def clipped(self, params: Sequence[Tensor], max_norm: float) -> None:
@@ -351,6 +360,12 @@ class Session:
         raise GuardExit(text) if self._exit_on_stop else GuardStop(text)
 
     # ------------------------------------------------------------------ the end
+    def _stop_listening(self) -> None:
+        """Take every patch away. Can be called again."""
+        self._joinpoints.remove()
+        if self.embedded in embedding_listeners:
+            embedding_listeners.remove(self.embedded)
+
     def disarm(self, error: BaseException) -> None:
         """Our own failure: give everything back, warn once, and be gone."""
         self.armed = False
@@ -368,7 +383,7 @@ class Session:
         except Exception:  # noqa: BLE001 - already on the way out
             pass
         try:
-            self._joinpoints.remove()
+            self._stop_listening()
             self._reasons.stop_watching()
         except Exception:  # noqa: BLE001 - already on the way out
             pass
@@ -387,7 +402,7 @@ class Session:
         if self._summary is not None:
             return self._summary
         self.settle()
-        self._joinpoints.remove()
+        self._stop_listening()
         if self._together is not None:
             self._together.leave("has ended its watch")
         self._probe.close()

@@ -18,6 +18,7 @@ from steadygrad.clip._told import fold_of
 from steadygrad.probe.activations import ActivationSampler, sampled
 from steadygrad.probe.at_step import first_rate, norms_at_step, scale_of
 from steadygrad.probe.compiled import Compiled
+from steadygrad.probe.embeddings import embedding_stats
 from steadygrad.probe.ended import Ended, Unread
 from steadygrad.probe.host import Pending, post
 from steadygrad.probe.loop_facts import LoopFacts
@@ -30,7 +31,9 @@ from steadygrad.probe.root_outputs import RootOutputs
 from steadygrad.probe.rotation import Rotation
 from steadygrad.probe.shared_norms import norms_at_hand
 from steadygrad.probe.tiers import CHEAP, Tier
-from steadygrad.records import NAN, Oddity, ParamInfo, Portrait, StepStats
+from steadygrad.records import NAN, EmbeddingStats, Oddity, ParamInfo, Portrait, StepStats
+
+EMBEDDINGS_EVERY = 10  # steps from one look to the next
 
 
 class _Watched:
@@ -89,6 +92,7 @@ class Probe:
         self._told = 0  # oddities of the loop that are on a record already
         self._target = MovingTarget()
         self._following: tuple[Oddity, ...] = ()  # what it has found, until it is on a record
+        self._embedding: EmbeddingStats | None = None  # of the step under way
         self._scaler: Any = None
         if self._given:
             self._arm_for(0)
@@ -125,6 +129,12 @@ class Probe:
         norms = norms_at_hand(grads) or gradient_norms(grads, whole=self.whole).tolist()
         for p, norm in zip(fresh, norms, strict=True):
             owners[id(p)].raw[id(p)] = norm
+
+    def saw_embeddings(self, embeddings: Tensor, other: Tensor | None) -> None:
+        """A loss without labels is given these: measured on sampled steps, the first of each step."""
+        step = self._order[0].step if self._order else 0
+        if self._embedding is None and embeddings.numel() and sampled(step, EMBEDDINGS_EVERY):
+            self._embedding = embedding_stats(embeddings, other)
 
     def saw_scaler(self, scaler: Any) -> None:
         self._scaler = scaler
@@ -184,6 +194,9 @@ class Probe:
             raw = np.array([watched.raw.get(id(p), n) for p, n in zip(watched.tensors, applied, strict=True)])
             watched.raw.clear()
         self._open_step(optimizer, watched, raw, factor)
+        embedding = None
+        if watched.index == 0:
+            embedding, self._embedding = self._embedding, None
         grad_norm = total_norm(raw)
         return StepStats(
             step=watched.step,
@@ -198,6 +211,7 @@ class Probe:
             loss_scale=loss_scale.numbers()[0] if loss_scale is not None else None,
             amp_skips=watched.amp_skips,
             portrait=self._take_portrait(watched),
+            embedding=embedding,
         )
 
     def before_unread(self, optimizer: Optimizer) -> Unread | None:
@@ -214,7 +228,7 @@ class Probe:
             return None
         if first and (self._target.due(watched.step) or (self._sampler and self._sampler.due(watched.step))):
             return None
-        if watched.amp_skips or self._loop.reads_norms(optimizer):
+        if watched.amp_skips or self._loop.reads_norms(optimizer) or (first and self._embedding is not None):
             return None
         present = [p.grad is not None for p in watched.tensors]
         norms = norms_on_device([p.grad for p in watched.tensors if p.grad is not None])

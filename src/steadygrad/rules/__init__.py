@@ -1,8 +1,9 @@
 """Detectors: step records in, findings out. Plain Python over numbers, no torch.
 
 Families: L loss, G gradient (G1xx global, G2xx over depth), P parameters and precision, O optimizer, A
-activations, D data, F the graph of a sampled step, M mistakes in the loop; x00 is what is not finite. ``alarm``
-allows the guard to act, ``warning`` is told to the user, ``info`` is recorded and drawn.
+activations, D data, E embeddings of training without labels, F the graph of a sampled step, M mistakes in the loop;
+x00 is what is not finite. ``alarm`` allows the guard to act, ``warning`` is told to the user, ``info`` is recorded
+and drawn.
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ from steadygrad.rules.bounded_output import BoundedOutput
 from steadygrad.rules.broadcast_in_loss import BroadcastInLoss
 from steadygrad.rules.clip_before_unscale import ClipBeforeUnscale
 from steadygrad.rules.dead_units import DeadUnits
+from steadygrad.rules.dimensional_collapse import DimensionalCollapse
 from steadygrad.rules.divergence import Divergence
+from steadygrad.rules.embedding_collapse import EmbeddingCollapse
 from steadygrad.rules.eval_mode import EvalMode
 from steadygrad.rules.exploding_gradient import ExplodingGradient
 from steadygrad.rules.exploding_profile import ExplodingProfile
@@ -85,6 +88,8 @@ RULES: tuple[type[Rule], ...] = (
     SaturatedUnits,  # A102, at worst info
     LossScaleCollapse,  # P101, at worst alarm
     UnscaledInputs,  # D101, at worst info
+    EmbeddingCollapse,  # E101, at worst warning
+    DimensionalCollapse,  # E102, at worst warning
     ForwardGrowth,  # F101, at worst info
     BackwardGrowth,  # F102, at worst info
     BackwardDecay,  # F103, at worst info

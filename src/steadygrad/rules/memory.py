@@ -35,11 +35,12 @@ class Memory:
             bool(stats.tensors),
             bool(stats.activations),
             stats.loss_scale is not None,
+            stats.embedding is not None,
         )
         due = self._due.get(given)
         if due is None:
-            fields = zip(("portrait", "tensors", "activations", "loss_scale"), given, strict=True)
-            there = {name for name, is_given in fields if is_given}
+            names = ("portrait", "tensors", "activations", "loss_scale", "embedding")
+            there = {name for name, is_given in zip(names, given, strict=True) if is_given}
             due = self._due[given] = [
                 (name, rule) for name, rule in self.rules.items() if _wants(rule, there)
             ]

@@ -11,7 +11,7 @@ from steadygrad.rules.history import History
 
 RANKS: dict[Severity, int] = {"info": 1, "warning": 2, "alarm": 3}
 
-Need = Literal["portrait", "tensors", "activations", "loss_scale"]
+Need = Literal["portrait", "tensors", "activations", "loss_scale", "embedding"]
 """A field that only some step records have."""
 
 
