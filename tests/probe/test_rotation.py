@@ -368,10 +368,10 @@ def test_every_element_is_looked_at_once_in_16_steps_and_no_part_is_much_larger(
             firsts[piece.position] += piece.first
     assert all((count == 1).all() for count in counts)
     assert firsts == [1] * len(params)
-    costs = [sum(piece.old.numel() + OVERHEAD for piece in part) for part in plan.parts]
+    costs = [sum(piece.numel + OVERHEAD for piece in part) for part in plan.parts]
     assert max(costs) <= 1.5 * sum(costs) / 16
     if model != "many small ones at the end":
-        sizes = [sum(piece.old.numel() for piece in part) for part in plan.parts]
+        sizes = [sum(piece.numel for piece in part) for part in plan.parts]
         assert max(sizes) <= 1.5 * sum(sizes) / 16
 
 
@@ -423,6 +423,36 @@ def test_each_element_of_a_small_net_is_in_one_part(every):
             assert piece.old.shape == piece.of(counts[piece.position]).shape
             piece.of(counts[piece.position]).add_(1)
     assert all((count == 1).all() for count in counts)
+
+
+@pytest.mark.parametrize("shape", [(512, 300), (3, 60_000), (150_000,)])
+def test_of_a_large_part_the_update_is_that_of_some_rows_in_each_turn_of_others(shape):
+    torch.manual_seed(0)
+    p = param(*shape)
+    optimizer = torch.optim.SGD([p], lr=1.0)
+    rotation, turns, most = Rotation(1, most_compared=20_000), 8, 20_000
+    moved = torch.zeros(shape, dtype=torch.int)
+    for turn in range(turns):
+        old, p.grad = real64(p), torch.randn_like(p)
+        (seen,) = look(optimizer, [p], rotation, turn)
+        (piece,) = rotation._plans[optimizer].part(turn)
+        assert piece.old.numel() <= most
+        rows = piece.window(torch.arange(p.numel()).view(shape), turn)
+        moved.view(-1)[rows.reshape(-1)] += 1
+        change = p.detach().double() - old
+        ratio = change.view(-1)[rows.reshape(-1)].norm() / old.view(-1)[rows.reshape(-1)].norm()
+        assert seen.update_ratio == pytest.approx(float(ratio), rel=1e-5)
+        assert seen.weight_norm == pytest.approx(float(old.norm()), rel=1e-5)
+    assert (moved > 0).all()  # all of it has had its turn
+
+
+def test_what_is_compared_of_a_part_may_be_too_small_for_float32():
+    p = nn.Parameter(torch.full((100, 100), 1e-25))
+    optimizer = torch.optim.SGD([p], lr=1.0)
+    p.grad = torch.full_like(p, 1e-27)
+    (seen,) = look(optimizer, [p], Rotation(1, most_compared=1000))
+    assert seen.update_ratio == pytest.approx(0.01, rel=1e-3)
+    assert seen.weight_norm == pytest.approx(1e-23, rel=0.02)  # as it is after the step: nobody kept it all
 
 
 def test_slices_scale_their_weight_norm():
@@ -568,6 +598,8 @@ def test_bad_numbers():
         Rotation(most_tensors=0)
     with pytest.raises(ValueError, match="small_every must be at least 1, got 0"):
         Rotation(small_every=0)
+    with pytest.raises(ValueError, match="most_compared must be at least 1, got 0"):
+        Rotation(most_compared=0)
 
 
 # ---------------------------------------------------------------------- do no harm

@@ -46,7 +46,9 @@ class _Watched:
         self.infos: list[ParamInfo] = []
         self.numbers: list[int] = []  # of its parameters in the tables of the trace
         self.tensors: list[Tensor] = []
-        self.rotation = Rotation(tier.rotation, tier.state_turns, tier.most_tensors, tier.small_every)
+        self.rotation = Rotation(
+            tier.rotation, tier.state_turns, tier.most_tensors, tier.small_every, tier.most_compared
+        )
         self.raw: dict[int, float] = {}  # id of a parameter -> norm of its gradient before the user's clip
         self.amp_skips = 0
         self.last_time: float | None = None

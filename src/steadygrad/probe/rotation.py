@@ -107,7 +107,9 @@ class Rotation:
     more than ``most_tensors * num_parts`` is looked at in smaller parts, of about so many tensors each, when its
     first two turns are over: a turn is then as many steps longer. In a small net (less than 262,144 elements in at most
     ``2 * num_parts`` tensors) the first call costs more than those behind it: with ``small_every`` such a net is looked
-    at every so many steps, at as many parts together.
+    at every so many steps, at as many parts together. To compare weights takes a copy of them and four reads: with
+    ``most_compared`` a step does that for so many elements, some rows of each slice, in each turn the next ones. Then
+    ``update_ratio`` is that of those rows, and another weight that becomes nan in the step shows in the next look at it.
 
         update_ratio = ||w_new - w_old|| / ||w_old||
         adam_rms     = sqrt(mean(g^2 / v_hat)),   v_hat = v / (1 - beta^t)
@@ -126,6 +128,7 @@ class Rotation:
         state_turns: turns in which all of the optimizer's state is looked at, at least 1.
         most_tensors: that a step looks at, roughly, at least 1; None for as many as there are.
         small_every: steps from one look at a small net to the next, at least 1.
+        most_compared: elements of which a step takes the update, roughly, at least 1; None for all that it looks at.
 
     Raises:
         ValueError: a number below 1.
@@ -147,12 +150,14 @@ class Rotation:
         state_turns: int = 4,
         most_tensors: int | None = None,
         small_every: int = 1,
+        most_compared: int | None = None,
     ) -> None:
         numbers = {
             "num_parts": num_parts,
             "state_turns": state_turns,
             "most_tensors": most_tensors,
             "small_every": small_every,
+            "most_compared": most_compared,
         }
         for name, number in numbers.items():
             if number is not None and number < 1:
@@ -161,6 +166,7 @@ class Rotation:
         self.state_turns = state_turns
         self.most_tensors = most_tensors
         self.small_every = small_every
+        self.most_compared = most_compared
         self._plans: WeakKeyDictionary[Optimizer, Plan] = WeakKeyDictionary()
         self._open: WeakKeyDictionary[Optimizer, _Open] = WeakKeyDictionary()
 
@@ -225,7 +231,9 @@ class Rotation:
         seen = self._open[optimizer] = _Open(list(pieces), mine, numbers, plan.turn(step), grad_scale, most)
         present = {i: weight for i, weight in enumerate(weights) if weight is not None}
         seen.read.add_norms("weight", present)  # brings the weights near: the copy comes after it
-        copy_grouped_([pieces[i].old for i in present], list(present.values()))
+        windows = {i: pieces[i].window(weight, seen.turn) for i, weight in present.items()}
+        copy_grouped_([pieces[i].old for i in present], list(windows.values()))
+        seen.read.add_norms("window", {i: pieces[i].old for i in present if not pieces[i].compared_whole})
         for i, (piece, param) in enumerate(zip(pieces, mine, strict=True)):
             values, few = _gradient(piece, param.grad, most)
             if values is not None:
@@ -250,7 +258,7 @@ class Rotation:
         read.add("high", seen.highs)
         moments: dict[int, Moment] = {}
         if applied:
-            _subtract_(pieces, weights)
+            _subtract_(pieces, weights, seen.turn)
             read.add_norms("update", {i: p.old for i, p in enumerate(pieces) if weights[i] is not None})
             moments = _read_moments(optimizer, seen, states)
         seen.grads.clear()  # or numbers that are on their way would keep gradients that nobody needs
@@ -267,7 +275,12 @@ class Rotation:
             elif smaller > parts:
                 parts, begin = smaller, early
         plan = self._plans[optimizer] = Plan(
-            params, parts, begin=begin, end=end, small_every=self.small_every
+            params,
+            parts,
+            begin=begin,
+            end=end,
+            small_every=self.small_every,
+            most_compared=self.most_compared,
         )
         return plan
 
@@ -318,11 +331,13 @@ def _stats(
     """The record of one piece from its numbers. ``compared``: it was subtracted from what it was before the step."""
     piece = seen.pieces[i]
     norm, update = numbers["weight"].get(i, NAN), numbers["update"].get(i, NAN) if applied else NAN
+    base = numbers["window"].get(i, norm)  # of the weights whose update that is
     finite = math.isfinite(norm) and (not applied or math.isfinite(update))
-    if weight is not None and not (finite and SAFE[0] < norm < SAFE[1] and not update > SAFE[1]):
-        exact, exact_update = _exactly(piece, weight, compared)
-        norm = exact if math.isfinite(exact) else norm
-        update = exact_update if applied and math.isfinite(exact_update) else update
+    safe = SAFE[0] < norm < SAFE[1] and SAFE[0] < base and not update > SAFE[1]
+    if weight is not None and not (finite and safe):
+        exact = _exactly(piece, weight, seen.turn, compared=compared)
+        norm, base = (e if math.isfinite(e) else k for e, k in zip(exact[:2], (norm, base), strict=True))
+        update = exact[2] if applied and math.isfinite(exact[2]) else update
         finite = not nonfinite([weight])
     if not finite and not broken:
         broken = bool(nonfinite([tensor for _, tensor in _state_slices(piece, state)]))
@@ -335,7 +350,7 @@ def _stats(
         param=seen.numbers[piece.position],
         grad_max_abs=largest,
         weight_norm=norm * piece.growth,
-        update_ratio=update / norm if norm > 0 else NAN,
+        update_ratio=update / base if base > 0 else NAN,
         adam_rms=rms,
         state_finite=not broken,
         weight_finite=finite,
@@ -361,7 +376,7 @@ def _extremes(values: Tensor) -> tuple[Tensor, Tensor]:
     return torch.aminmax(values.float() if values.dtype.itemsize == 1 else values)
 
 
-def _subtract_(pieces: Sequence[Piece], weights: Sequence[Tensor | None]) -> None:
+def _subtract_(pieces: Sequence[Piece], weights: Sequence[Tensor | None], turn: int) -> None:
     """The kept weights become ``w_old - w_new``."""
     groups: dict[tuple[torch.device, torch.dtype], tuple[list[Tensor], list[Tensor]]] = defaultdict(
         lambda: ([], [])
@@ -370,7 +385,8 @@ def _subtract_(pieces: Sequence[Piece], weights: Sequence[Tensor | None]) -> Non
         if weight is not None:
             old, new = groups[weight.device, weight.dtype]
             old.append(piece.old)
-            new.append(weight.float() if weight.dtype.itemsize == 1 else weight)
+            now = piece.window(weight, turn)
+            new.append(now.float() if now.dtype.itemsize == 1 else now)
     for old, new in groups.values():
         torch._foreach_sub_(old, new)
 
@@ -400,8 +416,14 @@ def _nonfinite_pieces(tensors: dict[Any, Tensor], norms_of: dict[Any, float]) ->
     return {suspects[k][0] for k in nonfinite([tensors[key] for key in suspects])} if suspects else set()
 
 
-def _exactly(piece: Piece, new: Tensor, compared: bool) -> tuple[float, float]:
-    """Weight norm and update norm in float64, for a piece whose float32 squares under- or overflowed, or are nan."""
-    kept, now = piece.old.cpu().double(), new.cpu().double()
-    old = kept + now if compared else kept  # after the step ``kept`` holds w_old - w_new
-    return float(torch.linalg.vector_norm(old)), float(torch.linalg.vector_norm(kept)) if compared else NAN
+def _exactly(piece: Piece, new: Tensor, turn: int, *, compared: bool) -> tuple[float, float, float]:
+    """Norms in float64, for a piece whose float32 squares under- or overflowed, or are nan.
+
+    Of the slice (as it is after the step where not all of it was kept), of the rows that are compared, of their update.
+    """
+    kept, now = piece.old.cpu().double(), piece.window(new, turn).cpu().double()
+    base = float(
+        torch.linalg.vector_norm(kept + now if compared else kept)
+    )  # after it ``kept`` is w_old - w_new
+    norm = base if piece.compared_whole else float(torch.linalg.vector_norm(new.cpu().double()))
+    return norm, base, float(torch.linalg.vector_norm(kept)) if compared else NAN

@@ -55,7 +55,9 @@ class Piece:
     start: int
     length: int
     first: bool  # the first piece of its parameter
-    old: Tensor = field(default_factory=lambda: torch.empty(0))  # room for the weights before the step
+    rows: int = 0  # of the slice that are compared in a step
+    numel: int = 0  # of the slice
+    old: Tensor = field(default_factory=lambda: torch.empty(0))  # room for those rows before the step
 
     def matches(self, whole: Tensor | None) -> bool:
         """Whether a tensor has the shape of the parameter and lies beside it."""
@@ -84,13 +86,20 @@ class Piece:
             return None
         return self.of(whole)
 
-    @property
-    def numel(self) -> int:
-        return self.old.numel()
+    def window(self, part: Tensor, turn: int) -> Tensor:
+        """The rows of the slice that are compared in this turn: all of them, or in each turn the next ones."""
+        if self.compared_whole:
+            return part
+        places = -(-self.length // self.rows)
+        return part.narrow(self.dim, min(turn % places * self.rows, self.length - self.rows), self.rows)
 
     @property
-    def sliced_shape(self) -> list[int]:
-        return [self.length if d == self.dim else n for d, n in enumerate(self.shape)]
+    def compared_whole(self) -> bool:
+        return self.rows == self.length
+
+    def shape_of(self, rows: int) -> list[int]:
+        """The shape of so many rows."""
+        return [rows if d == self.dim else n for d, n in enumerate(self.shape)]
 
     @property
     def growth(self) -> float:
@@ -107,6 +116,7 @@ class Plan:
         begin: the step at which the first turn begins.
         end: the step from which on there is to be another plan.
         small_every: steps from one look to the next if the net is small; those between look at nothing.
+        most_compared: elements whose update is taken in a step, roughly; None for all of the part.
     """
 
     def __init__(
@@ -117,6 +127,7 @@ class Plan:
         begin: int = 0,
         end: float = math.inf,
         small_every: int = 1,
+        most_compared: int | None = None,
     ) -> None:
         self.begin, self.end = begin, end
         self.params = list(params)
@@ -135,6 +146,8 @@ class Plan:
             at += cost
         if sum(w.numel() for _, w in found) < SMALL and len(found) <= 2 * num_parts:
             self._join(small_every)
+        for pieces in self.parts:
+            _measure(pieces, most_compared)
         self._make_room()
 
     def turn(self, step: int) -> int:
@@ -175,14 +188,14 @@ class Plan:
                 key = piece.device, torch.promote_types(piece.dtype, torch.float32)
                 if piece.dtype.itemsize == 1:  # float8 does not promote
                     key = piece.device, torch.float32
-                numel = math.prod(piece.sliced_shape)
+                numel = math.prod(piece.shape_of(piece.rows))
                 placed.append((piece, key, used[key], numel))
                 used[key] += numel
             for key, size in used.items():
                 sizes[key] = max(sizes[key], size)
         rooms = {key: torch.empty(size, device=key[0], dtype=key[1]) for key, size in sizes.items()}
         for piece, key, offset, numel in placed:
-            piece.old = rooms[key][offset : offset + numel].view(piece.sliced_shape)
+            piece.old = rooms[key][offset : offset + numel].view(piece.shape_of(piece.rows))
 
 
 def _cut(position: int, whole: Tensor, share: float) -> Iterable[tuple[Piece, float]]:
@@ -197,6 +210,17 @@ def _cut(position: int, whole: Tensor, share: float) -> Iterable[tuple[Piece, fl
         start, end = rows * k // n, rows * (k + 1) // n
         piece = Piece(position, whole.shape, whole.dtype, whole.device, dim, start, end - start, first=k == 0)
         yield piece, (start + end) / 2 / rows
+
+
+def _measure(part: list[Piece], most: int | None) -> None:
+    """Say of each piece how large it is, and how much of it is compared in a step."""
+    for piece in part:
+        piece.numel = math.prod(piece.shape_of(piece.length))
+    total = sum(piece.numel for piece in part)
+    for piece in part:
+        piece.rows = piece.length
+        if most is not None and total > most and piece.shape:
+            piece.rows = max(1, piece.length * most // total)
 
 
 def _append(part: list[Piece], piece: Piece) -> None:

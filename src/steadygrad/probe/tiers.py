@@ -23,7 +23,8 @@ class Tier:
 
     * A net of more than 64 tensors is looked at in parts of about 4 tensors from step 32 on: one of 200 tensors in 50
     steps, and its state in 200. Its steps are short beside the calls that a closer look takes. A net of less than
-    262,144 elements in at most 32 tensors is looked at every 4th step, at a quarter.
+    262,144 elements in at most 32 tensors is looked at every 4th step, at a quarter. Of more than 262,144 elements in
+    one look the update is taken of so many of them, in each turn of others.
 
     What a tier takes is proportional to what it reads: the weights, their gradients and the optimizer's state once
     in ``rotation`` steps, and room for ``1 / rotation`` of the weights, which ``deep`` keeps whole. The measured
@@ -37,6 +38,7 @@ class Tier:
         portrait_every: steps from one portrait to the next, at least 1.
         most_tensors: that a step looks at when two turns of the rotation are over, at least 1; None for no bound.
         small_every: steps from one look at a small net to the next, at least 1.
+        most_compared: elements whose update is taken in a step, at least 1; None for no bound.
 
     Raises:
         ValueError: a number below 1.
@@ -53,6 +55,7 @@ class Tier:
     portrait_every: int
     most_tensors: int | None = None
     small_every: int = 1
+    most_compared: int | None = None
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -74,6 +77,7 @@ CHEAP = Tier(
     portrait_every=50,
     most_tensors=4,
     small_every=4,
+    most_compared=262_144,
 )
 STANDARD = Tier("standard", rotation=8, state_turns=2, activation_every=10, portrait_every=50)
 DEEP = Tier("deep", rotation=1, state_turns=1, activation_every=1, portrait_every=10)
