@@ -28,7 +28,7 @@ _PUBLIC = {
     "RunSummary": "steadygrad.records",
 }
 
-_ROOMS = ("clip", "init", "nn", "optim", "recipes", "schedule", "testing")  # used as ``sg.clip.ZClip``
+_ROOMS = ("clip", "init", "nn", "optim", "plasticity", "recipes", "schedule", "testing")  # used as ``sg.clip.ZClip``
 
 __all__ = ["__version__", *_PUBLIC]
 
