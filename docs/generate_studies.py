@@ -37,6 +37,8 @@ CLAIMS = (
     "recurrent_layer_norm",
     "clipping_limits",
     "length_warmup",
+    "homeostasis",
+    "adaptive_norm",
 )
 
 
