@@ -109,6 +109,12 @@ FAMILIES = (
         table=choices,
     ),
     Family(
+        "plasticity",
+        "Homeostasis and plasticity",
+        "steadygrad.plasticity",
+        ("Reading", "contribution", "dormant_scores", "recurrent_factor", "soft_winner_update", "synaptic_factor"),
+    ),
+    Family(
         "schedule",
         "Schedules and curricula",
         "steadygrad.schedule",

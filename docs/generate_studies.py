@@ -40,6 +40,8 @@ CLAIMS = (
     "steady_optimizer",
     "precision_headroom",
     "collapse",
+    "homeostasis",
+    "adaptive_norm",
 )
 
 

@@ -20,6 +20,7 @@ FLOORS = {
     "schedule": 1,
     "nn": 2,
     "optim": 2,
+    "plasticity": 2,
     "recipes": 3,
     "graph": 1,
     "probe": 2,

@@ -34,6 +34,7 @@ _ROOMS = (
     "init",
     "nn",
     "optim",
+    "plasticity",
     "precision",
     "recipes",
     "schedule",

@@ -430,7 +430,7 @@ def test_of_a_large_part_the_update_is_that_of_some_rows_in_each_turn_of_others(
     torch.manual_seed(0)
     p = param(*shape)
     optimizer = torch.optim.SGD([p], lr=1.0)
-    rotation, turns, most = Rotation(1, most_compared=20_000), 8, 20_000
+    rotation, turns, most = Rotation(1, most_compared=20_000), 10, 20_000
     moved = torch.zeros(shape, dtype=torch.int)
     for turn in range(turns):
         old, p.grad = real64(p), torch.randn_like(p)

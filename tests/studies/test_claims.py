@@ -155,6 +155,21 @@ def test_silent_corruption():
     assert again["found"] == again["planted"] and again["other_weights"] == 0 and once["other_weights"] > 0
 
 
+@pytest.mark.slow
+def test_homeostasis():
+    runs = smoke("homeostasis")
+    regulated, clipped = one(runs, how="homeostasis", part="deep"), one(runs, how="clipping")
+    assert regulated["score"] > 0.6 > 0.3 > clipped["score"] and regulated["top"] < 3
+    assert one(runs, part="recurrent")["top"] < 20
+
+
+def test_adaptive_norm():
+    for run in smoke("adaptive_norm"):
+        assert math.isfinite(run["tested"]) and run["milliseconds"] > 0
+        if run["norm"] == "adaptive":
+            assert sum(run["mix"]) == pytest.approx(1, abs=0.01) and run["gain"] != 1
+
+
 @pytest.mark.parametrize("name", CLAIMS)
 def test_a_claim_has_seeds_a_control_and_its_paper(name):
     study = study_of(name)

@@ -29,6 +29,7 @@ from steadygrad.nn.attention import soft_cap as soft_cap
 from steadygrad.nn.attention import soft_cap_logits as soft_cap_logits
 from steadygrad.nn.attention import soft_capped_attention as soft_capped_attention
 from steadygrad.nn.attention import z_loss as z_loss
+from steadygrad.nn.norm import AdaptiveNorm as AdaptiveNorm
 from steadygrad.nn.norm import BatchNormLSTM as BatchNormLSTM
 from steadygrad.nn.norm import BatchRenorm1d as BatchRenorm1d
 from steadygrad.nn.norm import BatchRenorm2d as BatchRenorm2d
@@ -40,7 +41,9 @@ from steadygrad.nn.norm import LayerNormGRUCell as LayerNormGRUCell
 from steadygrad.nn.norm import LayerNormLSTM as LayerNormLSTM
 from steadygrad.nn.norm import LayerNormLSTMCell as LayerNormLSTMCell
 from steadygrad.nn.norm import SigmaReparam as SigmaReparam
+from steadygrad.nn.norm import SwitchableNorm2d as SwitchableNorm2d
 from steadygrad.nn.norm import WeightStandardisation as WeightStandardisation
+from steadygrad.nn.norm import adapt_norms as adapt_norms
 from steadygrad.nn.norm import replace_norms_with_dyt as replace_norms_with_dyt
 from steadygrad.nn.norm import sigma_reparam as sigma_reparam
 from steadygrad.nn.norm import standardise_weight as standardise_weight

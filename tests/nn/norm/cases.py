@@ -82,6 +82,14 @@ CASES = (
             ("3d", norm.BatchRenorm3d, 3),
         )
     ),
+    Case(
+        "switchable_norm",
+        lambda **like: norm.SwitchableNorm2d(3, **like),
+        (5, 3, 2, 2),
+        per_example=False,
+        learns=True,
+        train_is_eval=False,
+    ),
     Case("dyt", lambda **like: norm.DyT(3, **like), (5, 2, 3), hides_inf=True),
     Case(
         "filter_response_norm", lambda **like: norm.FilterResponseNorm(3, learn_eps=True, **like), (5, 3, 4)
