@@ -109,7 +109,7 @@ class Rotation:
     ``2 * num_parts`` tensors) the first call costs more than those behind it: with ``small_every`` such a net is looked
     at every so many steps, at as many parts together. To compare weights takes a copy of them and four reads: with
     ``most_compared`` a step does that for so many elements, some rows of each slice, in each turn the next ones. Then
-    ``update_ratio`` is that of those rows, and another weight that becomes nan in a step shows when it is looked at next.
+    ``update_ratio`` is that of those rows; another weight that becomes nan in a step shows when it is next looked at.
 
         update_ratio = ||w_new - w_old|| / ||w_old||
         adam_rms     = sqrt(mean(g^2 / v_hat)),   v_hat = v / (1 - beta^t)
