@@ -362,14 +362,7 @@ FAULTS = {
 }
 
 
-PLANTED = [
-    # Once it has overflowed the votes put unsafe_op and bad_batch before it.
-    pytest.param(f, marks=pytest.mark.xfail(strict=False)) if f is relu_rnn else f
-    for f in FAULTS
-]
-
-
-@pytest.mark.parametrize("fault", PLANTED, ids=lambda f: f.__name__)
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda f: f.__name__)
 def test_planted_faults_will_fail_for_their_reason(fault):
     torch.manual_seed(0)
     model, loss_fn, given, optimizer = fault()
