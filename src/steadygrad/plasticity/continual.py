@@ -35,7 +35,7 @@ def contribution(link_out: Tensor, size: Tensor) -> Tensor:
         >>> contribution(torch.tensor([[1.0, -2.0]]), torch.tensor([3.0, 0.5])).tolist()
         [3.0, 1.0]
 
-    Source: Dohare et al. (2024), equation 1, https://doi.org/10.1038/s41586-024-07711-7
+    Source: Dohare et al. (2024), contribution utility, https://doi.org/10.1038/s41586-024-07711-7
     """
     return size * link_out.abs().sum(0)
 

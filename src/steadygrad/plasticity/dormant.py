@@ -33,7 +33,7 @@ def dormant_scores(sizes: Tensor) -> Tensor:
         >>> dormant_scores(torch.tensor([0.0, 1.0, 2.0])).tolist()
         [0.0, 1.0, 2.0]
 
-    Source: Sokar et al. (2023), definition 3.1, https://arxiv.org/abs/2302.12902
+    Source: Sokar et al. (2023), the score of a neuron, https://arxiv.org/abs/2302.12902
     """
     mean = sizes.mean()
     return torch.where(mean == 0, torch.zeros_like(sizes), sizes / mean)

@@ -43,8 +43,8 @@ class AdaptiveNorm(nn.Module):
 
     When to use it: to experiment with, or where a batch norm stands whose batches are too small. In the study
     ``adaptive_norm`` it ends better than the BatchNorm it started as in every setting, and 6 to 88 %
-    worse than the best of LayerNorm, RMSNorm and none wherever anything trains; no norm trains plain ReLU nets of 50
-    layers there. `adapt_norms` puts it in.
+    worse than the best of LayerNorm, RMSNorm and none wherever anything trains; with none of the norms do plain ReLU
+    nets of 50 layers train there. `adapt_norms` puts it in.
 
     Limits: the growth needs the norms to share a controller, as `adapt_norms` makes them; one alone moves its mix
     by d and by the mean. Under ``torch.compile`` the backward hook breaks the graph.

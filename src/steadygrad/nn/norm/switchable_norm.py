@@ -40,7 +40,7 @@ class SwitchableNorm2d(nn.Module):
         >>> tuple(norm(torch.randn(2, 3, 4, 4)).shape)
         (2, 3, 4, 4)
 
-    Source: Luo et al. (2019), equation 3, https://arxiv.org/abs/1806.10779
+    Source: Luo et al. (2019), https://arxiv.org/abs/1806.10779
     """
 
     running_mean: Tensor
