@@ -12,7 +12,7 @@ from torch import nn
 import steadygrad as sg
 from steadygrad.probe import norms as norms_module
 from steadygrad.probe.host import lagging
-from steadygrad.probe.rotation import Look
+from steadygrad.probe.look import Look
 from steadygrad.testing import Fault, inject
 from steadygrad.trace.reader import Run
 from tests.integrations.trainings import blobs, differences, leavings

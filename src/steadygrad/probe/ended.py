@@ -9,8 +9,8 @@ import numpy as np
 from torch import Tensor
 
 from steadygrad.probe.host import Pending, post
+from steadygrad.probe.look import Look
 from steadygrad.probe.norms import MISSING, total_norm, with_infinities
-from steadygrad.probe.rotation import Look
 from steadygrad.records import StepStats
 
 
