@@ -22,6 +22,8 @@ class Case:
     reparametrises: bool = False  # torch can neither pickle it nor build it on the meta device
     train_is_eval: bool = True
     hides_inf: bool = False  # tanh(inf) = 1
+    compiles: bool = True  # into one graph
+    by_neighbours: tuple[str, ...] = ()  # buffers that move only beside another layer of the kind
 
     def build(self, seed: int = 0, **like) -> nn.Module:
         """The layer in training mode, its parameters all drawn at random so that none is at a special value."""
@@ -89,6 +91,21 @@ CASES = (
         per_example=False,
         learns=True,
         train_is_eval=False,
+    ),
+    *(
+        Case(
+            f"adaptive_norm_{start}",
+            lambda start=start, **like: norm.AdaptiveNorm(
+                3, start=start, channel_last=start != "batch", rate=0.05, **like
+            ),
+            (5, 4, 3) if start != "batch" else (5, 3, 4),
+            per_example=False,
+            learns=True,
+            train_is_eval=False,
+            compiles=False,
+            by_neighbours=("gain",),
+        )
+        for start in ("batch", "layer", "rms")
     ),
     Case("dyt", lambda **like: norm.DyT(3, **like), (5, 2, 3), hides_inf=True),
     Case(

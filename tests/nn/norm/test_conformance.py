@@ -118,10 +118,11 @@ def test_a_bad_batch_teaches_nothing(case: Case, bad):
 def test_training_learns_and_evaluation_does_not(case: Case):
     module = case.build()
     fresh = bits(module)
-    module(case.input())
+    for seed in (1, 3):  # a controller moves by what the pass before has shown
+        module(case.input(seed))
     learned = bits(module)
     changed = {name for name in fresh if fresh[name] != learned[name]}
-    assert changed == {n for n, _ in module.named_buffers()}
+    assert changed == {n for n, _ in module.named_buffers()} - set(case.by_neighbours)
     module.eval()
     first, second = output(module(case.input(seed=2))), output(module(case.input(seed=2)))
     assert torch.equal(first, second) and bits(module) == learned
@@ -176,7 +177,7 @@ def test_state_dict_round_trip_bit_for_bit(case: Case):
     assert bits(other) == bits(module)
 
 
-@over(CASES)
+@over([c for c in CASES if c.compiles])
 def test_compiles_without_a_graph_break(case: Case):
     torch._dynamo.reset()
     module, plain = case.build(), case.build()

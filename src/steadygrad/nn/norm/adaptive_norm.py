@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from steadygrad import _check
 from steadygrad.nn.norm._statistics import all_finite, batch_statistics, learn_, snapshot, unbiased
 
 BATCH, LAYER, RMS = 0, 1, 2  # places in ``mix``
+NOTHING = (math.nan, math.nan, 1.0)  # d, share of mean^2 and a of the last sound pass, before there was one
 STARTS = {"batch": (1.0, 0.0, 0.0), "layer": (0.0, 1.0, 0.0), "rms": (0.0, 0.0, 1.0)}
 
 
@@ -66,8 +68,8 @@ class AdaptiveNorm(nn.Module):
         rate: largest step of the controller, 0 to 1; 0 freezes it.
         max_gain: at least 1.
 
-    The buffers ``gain`` and ``mix`` are part of the state, as are the running statistics. Changes take effect in the
-    forward pass after the one that was measured.
+    The buffers ``gain`` and ``mix`` are part of the state, as are the running statistics and what was measured last
+    (``seen``). Changes take effect in the forward pass after the one that was measured.
 
     Empty, inf, nan: an empty batch gives an empty batch; inf or nan make what they touch nan, and teach neither the
     running statistics nor the controller anything.
@@ -86,6 +88,7 @@ class AdaptiveNorm(nn.Module):
     num_batches_tracked: Tensor
     gain: Tensor
     mix: Tensor
+    seen: Tensor
 
     def __init__(
         self,
@@ -117,10 +120,8 @@ class AdaptiveNorm(nn.Module):
         self.register_buffer("num_batches_tracked", torch.tensor(0, device=device))
         self.register_buffer("gain", torch.ones((), **like))
         self.register_buffer("mix", torch.tensor(STARTS[start], **like))
+        self.register_buffer("seen", torch.tensor(NOTHING, **like))
         self._followed = _Followed()
-        self._growth: Tensor | None = None  # read in the last backward pass
-        self._gap: Tensor | None = None
-        self._mean_share: Tensor | None = None
 
     def forward(self, input: Tensor) -> Tensor:
         axis = input.dim() - 1 if self.channel_last else 1
@@ -130,23 +131,21 @@ class AdaptiveNorm(nn.Module):
             )
         if input.numel() == 0:
             return input.clone()
-        if self.training and self.rate > 0:
-            self._adapt()
         shape = [1] * input.dim()
         shape[axis] = -1
         x = input.to(torch.promote_types(input.dtype, torch.float32))
         mean_l, var_l = batch_statistics(x, [axis] if self.channel_last else range(1, input.dim()))
-        mean_b, var_b = self._batch(x, axis, shape)
+        square = var_l + mean_l.square()
+        mean_b, var_b, gap, sound = self._batch(x, axis, shape)
+        if gap is not None and sound is not None and self.rate > 0:
+            with torch.no_grad():
+                self._adapt(gap, mean_l.square().mean() / square.mean(), sound)
         gain, mix = snapshot(self.gain, self.mix)
         mean = mix[BATCH] * mean_b + mix[LAYER] * mean_l
-        square = var_l + mean_l.square()
         var = mix[BATCH] * var_b + mix[LAYER] * var_l + mix[RMS] * square
         out = (x - mean) * (var + self.eps).rsqrt()
-        if self.training and self.rate > 0:
-            with torch.no_grad():
-                self._mean_share = (mean_l.square().mean() / square.mean()).detach()
-            if out.requires_grad:
-                self._watch(out)
+        if self.training and self.rate > 0 and out.requires_grad:
+            self._watch(out)
         out = out * gain
         if self.weight is not None:
             out = out * self.weight.view(shape)
@@ -154,23 +153,28 @@ class AdaptiveNorm(nn.Module):
             out = out + self.bias.view(shape)
         return out.to(input.dtype)
 
-    def _batch(self, x: Tensor, axis: int, shape: list[int]) -> tuple[Tensor, Tensor]:
-        """Statistics of the batch, or the running ones in evaluation."""
+    def _batch(
+        self, x: Tensor, axis: int, shape: list[int]
+    ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+        """Statistics of the batch, their distance d from the running ones, and whether they are finite.
+
+        In evaluation the running ones, and no more.
+        """
         mean, var = (t.to(x.dtype).view(shape) for t in snapshot(self.running_mean, self.running_var))
         if not self.training:
-            return mean, var
+            return mean, var, None, None
         new_mean, new_var = batch_statistics(x, [d for d in range(x.dim()) if d != axis])
         with torch.no_grad():
             gap = ((new_mean - mean).square() / (new_var + self.eps)).mean().sqrt()
-            self._gap = gap + ((new_var + self.eps) / (var + self.eps)).log().abs().mean() / 2
-            learn = all_finite([new_mean, new_var])
+            gap = gap + ((new_var + self.eps) / (var + self.eps)).log().abs().mean() / 2
+            sound = all_finite([new_mean, new_var])
             momentum = 1 / (self.num_batches_tracked + 1.0) if self.momentum is None else self.momentum
             count = x.numel() // self.num_features
-            learn_(self.running_mean, new_mean.flatten(), momentum, learn)
+            learn_(self.running_mean, new_mean.flatten(), momentum, sound)
             if count > 1:
-                learn_(self.running_var, unbiased(new_var.flatten(), count), momentum, learn)
-            self.num_batches_tracked.add_(learn)
-        return new_mean, new_var
+                learn_(self.running_var, unbiased(new_var.flatten(), count), momentum, sound)
+            self.num_batches_tracked.add_(sound)
+        return new_mean, new_var, gap, sound
 
     def _watch(self, normalised: Tensor) -> None:
         """Read the gradient at the normalised values, where no gain counts."""
@@ -178,34 +182,34 @@ class AdaptiveNorm(nn.Module):
         call = self._followed.calls
 
         def note(grad: Tensor) -> None:
-            norm = torch.linalg.vector_norm(grad.detach(), dtype=torch.float32)
+            norm = torch.linalg.vector_norm(
+                grad.detach(), dtype=torch.promote_types(grad.dtype, torch.float32)
+            )
             growth = self._followed.growth(call, norm)
             if growth is not None:
-                self._growth = growth
+                good = growth.isfinite() & (growth > 0)
+                self.seen[2] = torch.where(good, growth.to(self.seen), self.seen[2])
 
         normalised.register_hook(note)
 
-    @torch.no_grad()
-    def _adapt(self) -> None:
-        """One bounded step of the controller, by what the last pass showed."""
-        gap, share = self._gap, self._mean_share
-        if gap is None or share is None:
-            return
-        growth = torch.zeros_like(gap) if self._growth is None else self._growth.log().to(gap)
-        learn = all_finite([growth, gap, share])
+    def _adapt(self, gap: Tensor, share: Tensor, sound: Tensor) -> None:
+        """One bounded step of the controller by what the last sound pass showed, if this batch is sound as well."""
+        gap_before, share_before, growth = self.seen.to(gap).unbind()
+        learn = all_finite([gap_before, share_before]) & sound
 
         def bounded(step: Tensor) -> Tensor:
             return (self.rate * step).clamp(-self.rate, self.rate)
 
-        gain = (self.gain.log() - bounded(growth)).exp().clamp(1 / self.max_gain, self.max_gain)
-        batch = (self.mix[BATCH] - bounded(growth + gap)).clamp(0, 1)
+        gain = (self.gain.log() - bounded(growth.log())).exp().clamp(1 / self.max_gain, self.max_gain)
+        batch = (self.mix[BATCH] - bounded(growth.log() + gap_before)).clamp(0, 1)
         rest = self.mix[LAYER] + self.mix[RMS]
-        layer = torch.where(rest > 0, self.mix[LAYER] / rest, share)
-        layer = (layer + bounded(share - layer)).clamp(0, 1)
+        layer = torch.where(rest > 0, self.mix[LAYER] / rest, share_before)
+        layer = (layer + bounded(share_before - layer)).clamp(0, 1)
         mix = torch.stack([batch, (1 - batch) * layer, (1 - batch) * (1 - layer)])
-        self.gain.copy_(torch.where(learn, gain, self.gain))
+        self.gain.copy_(torch.where(learn, gain.to(self.gain), self.gain))
         self.mix.copy_(torch.where(learn, mix.to(self.mix), self.mix))
-        self._growth = self._gap = self._mean_share = None
+        found = torch.stack([gap, share, torch.ones_like(gap)]).to(self.seen)
+        self.seen.copy_(torch.where(sound, found, self.seen))
 
     def reset_parameters(self) -> None:
         """Weight 1, bias 0, the statistics and the controller as at the start."""
@@ -217,7 +221,7 @@ class AdaptiveNorm(nn.Module):
         self.num_batches_tracked.zero_()
         self.gain.fill_(1)
         self.mix.copy_(self.mix.new_tensor(STARTS[self.start]))
-        self._growth = self._gap = self._mean_share = None
+        self.seen.copy_(self.seen.new_tensor(NOTHING))
 
     def extra_repr(self) -> str:
         return (
