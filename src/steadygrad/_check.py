@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from numbers import Real
 from typing import Any
 
@@ -51,6 +51,25 @@ def one_of(name: str, value: Any, known: Sequence[str]) -> str:
     if value not in known:
         raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}")
     return value
+
+
+def training_mode(model: Any, call: str) -> None:
+    """A controller changes weights; of a model in evaluation mode they are to stay."""
+    if not model.training:
+        raise RuntimeError(
+            f"{call} on a model in evaluation mode: its weights are to stay as they are; call model.train() before"
+        )
+
+
+def state(kind: str, given: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    """A saved state with the names of ``wanted``, and with its names inside of them."""
+    if set(given) != set(wanted):
+        raise ValueError(f"not a state of {kind}: it has {sorted(given)}, wanted {sorted(wanted)}")
+    for name, value in wanted.items():
+        if isinstance(value, dict) and set(value) != set(given[name]):
+            raise ValueError(
+                f"{name} of the state is of other layers: {sorted(given[name])}, not {sorted(value)}"
+            )
 
 
 def _real(name: str, value: Any) -> float:

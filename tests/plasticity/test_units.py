@@ -17,6 +17,7 @@ from steadygrad.plasticity import (
     shrink_and_perturb_,
     soft_winner_update,
 )
+from steadygrad.plasticity._chain import links
 
 X = torch.randn(64, 1, 6, 6, generator=torch.Generator().manual_seed(1))
 
@@ -219,3 +220,59 @@ def test_hebbian_learning_of_convolutions_layer_by_layer():
     assert all(torch.allclose(t, before[n], atol=1e-6) for n, t in model.state_dict().items())
     with pytest.raises(ValueError, match="no batch"):
         hebbian_pretrain_(model, lambda: [])
+
+
+class Tokens(nn.Module):
+    """Five tokens of eight units each, read by what ``read`` makes of them."""
+
+    def __init__(self, reader, read):
+        super().__init__()
+        self.a, self.b, self.read = nn.Linear(4, 8), reader, read
+
+    def forward(self, x):
+        return self.b(self.read(torch.relu(self.a(x))))
+
+
+@pytest.mark.parametrize(
+    ("reader", "read", "linked"),
+    [
+        (nn.Linear(8, 2), lambda h: h, True),
+        (nn.Linear(8, 2), lambda h: h.flatten(0, 1), True),
+        (nn.Linear(8, 2), lambda h: h.reshape(-1, 8), True),
+        (nn.Linear(40, 2), lambda h: h.flatten(1), False),  # by tokens, then units
+        (nn.Linear(16, 2), lambda h: h.view(-1, 16), False),
+        (nn.Linear(8, 2), lambda h: F.max_pool1d(h, 3, 1, 1), False),  # of neighbouring units
+        (nn.Conv1d(5, 2, 1), lambda h: h, False),  # the tokens are its channels
+    ],
+)
+def test_units_are_followed_through_what_lays_them_out_anew(reader, read, linked):
+    found, left_out = links(Tokens(reader, read), torch.randn(16, 5, 4))
+    assert [(k.name, k.reader_name) for k in found] == ([("a", "b")] if linked else [])
+    assert ("a.weight" in left_out) != linked
+
+
+class Pictures(nn.Module):
+    """Four channels of 4 x 4, read by what ``read`` makes of them."""
+
+    def __init__(self, reader, read):
+        super().__init__()
+        self.a, self.b, self.read = nn.Conv2d(1, 4, 3), reader, read
+
+    def forward(self, x):
+        return self.b(self.read(torch.relu(self.a(x))))
+
+
+@pytest.mark.parametrize(
+    ("reader", "read", "linked"),
+    [
+        (nn.Linear(64, 2), lambda h: h.flatten(1), True),
+        (nn.Linear(64, 2), lambda h: h.view(len(h), -1), True),
+        (nn.Linear(16, 2), lambda h: F.max_pool2d(h, 2).reshape(-1, 16), True),
+        (nn.Conv2d(4, 2, 1), lambda h: F.avg_pool2d(h, 2), True),
+        (nn.Linear(4, 2), lambda h: h, False),  # the columns, as many as there are channels
+        (nn.Linear(16, 2), lambda h: h.flatten(2), False),
+    ],
+)
+def test_channels_are_followed_too(reader, read, linked):
+    found, _ = links(Pictures(reader, read), torch.randn(16, 1, 6, 6))
+    assert [(k.name, k.reader_name) for k in found] == ([("a", "b")] if linked else [])

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from steadygrad.plasticity._chain import Link, links
+from steadygrad.plasticity._chain import Known, Link, links
 
 
 def hidden_links(model: nn.Module, example_input: Any) -> tuple[list[Link], dict[str, str]]:
-    """The pairs of `links`; ValueError if there is none."""
+    """The pairs of `links`, or those that are `Known`; ValueError if there is none."""
+    if isinstance(example_input, Known):
+        return list(example_input.links), {}
     found, left_out = links(model, example_input)
     if not found:
         raise ValueError(
@@ -95,20 +97,3 @@ def restart_units_(
 def _moments(optimizer: Optimizer, parameter: Tensor) -> list[Tensor]:
     state = optimizer.state.get(parameter, {})
     return [v for v in state.values() if isinstance(v, Tensor) and v.shape == parameter.shape]
-
-
-def check_training(model: nn.Module, call: str) -> None:
-    if not model.training:
-        raise RuntimeError(
-            f"{call} on a model in evaluation mode: its weights are to stay as they are; call model.train() before"
-        )
-
-
-def check_state(kind: str, state: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-    if set(state) != set(wanted):
-        raise ValueError(f"not a state of {kind}: it has {sorted(state)}, wanted {sorted(wanted)}")
-    for name, value in wanted.items():
-        if isinstance(value, dict) and set(value) != set(state[name]):
-            raise ValueError(
-                f"{name} of the state is of other layers: {sorted(state[name])}, not {sorted(value)}"
-            )

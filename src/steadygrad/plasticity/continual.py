@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 
 from steadygrad import _check
 from steadygrad.plasticity._chain import Link
-from steadygrad.plasticity._units import Activity, check_state, check_training, hidden_links, restart_units_
+from steadygrad.plasticity._units import Activity, hidden_links, restart_units_
 
 
 def contribution(link_out: Tensor, size: Tensor) -> Tensor:
@@ -107,7 +107,7 @@ class ContinualBackprop:
     @torch.no_grad()
     def step(self) -> dict[str, int]:
         """Learn what each unit is good for, and replace those that are due."""
-        check_training(self.model, "step")
+        _check.training_mode(self.model, "step")
         done: dict[str, int] = {}
         for link in self._links:
             if link.name in self._activity.size and (replaced := self._renew(link)):
@@ -156,7 +156,7 @@ class ContinualBackprop:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take back what `state_dict` gave; nothing is changed if it does not fit."""
-        check_state("ContinualBackprop", state, self.state_dict())
+        _check.state("ContinualBackprop", state, self.state_dict())
         mine = {"utility": self._utility, "mean": self._mean, "age": self._age}
         for kind, of in mine.items():
             for name, value in of.items():

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from steadygrad import _check
-from steadygrad.plasticity._units import Activity, check_state, check_training, hidden_links, restart_units_
+from steadygrad.plasticity._units import Activity, hidden_links, restart_units_
 
 
 def dormant_scores(sizes: Tensor) -> Tensor:
@@ -99,7 +99,7 @@ class DormantReset:
 
     def step(self) -> dict[str, int]:
         """Count a step, and reset if it is time, by the last forward pass."""
-        check_training(self.model, "step")
+        _check.training_mode(self.model, "step")
         self.num_steps += 1
         if self.num_steps % self.every:
             return {}
@@ -126,7 +126,7 @@ class DormantReset:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take back what `state_dict` gave; nothing is changed if it does not fit."""
-        check_state("DormantReset", state, self.state_dict())
+        _check.state("DormantReset", state, self.state_dict())
         num_steps = _check.count("num_steps", state["num_steps"], 0)
         self._generator.set_state(state["generator"])
         self.num_steps = num_steps

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from steadygrad import _check
 from steadygrad._preserve import untouched
-from steadygrad.plasticity._units import check_training, hidden_links
+from steadygrad.plasticity._units import hidden_links
 
 
 def soft_winner_update(weight: Tensor, x: Tensor, lr: float, temperature: float = 1.0) -> Tensor:
@@ -100,7 +100,7 @@ def hebbian_pretrain_(
     Source: Moraitis et al. (2022), https://arxiv.org/abs/2107.05747; layer by layer: Journe et al. (2023),
     https://arxiv.org/abs/2209.11883
     """
-    check_training(model, "hebbian_pretrain_")
+    _check.training_mode(model, "hebbian_pretrain_")
     _check.count("epochs", epochs)
     _check.positive("lr", lr, finite=True)
     _check.positive("temperature", temperature, finite=True)

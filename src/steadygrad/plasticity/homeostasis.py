@@ -156,7 +156,7 @@ class Homeostasis:
 
         Raises RuntimeError in evaluation mode, ValueError if a weight is not finite; nothing is changed then.
         """
-        self._check_mode("calibrate")
+        _check.training_mode(self.model, "calibrate")
         _check.count("passes", passes)
         weights = [m.weight for m in (*self._first, *self.layers.values())] + self._hidden_weights()
         if not all(bool(w.isfinite().all()) for w in weights):  # host sync
@@ -179,7 +179,7 @@ class Homeostasis:
 
     def step(self) -> Reading | None:
         """Limit the update that the optimizer has just made, and scale; None if there was no such update."""
-        self._check_mode("step")
+        _check.training_mode(self.model, "step")
         if not self.calibrated:
             raise RuntimeError(
                 "online scaling of a net that is not calibrated does not help: call calibrate(loss) before the training"
@@ -225,12 +225,6 @@ class Homeostasis:
         )
         self._before = None
         self._listen()
-
-    def _check_mode(self, call: str) -> None:
-        if not self.model.training:
-            raise RuntimeError(
-                f"{call} on a model in evaluation mode: its weights are to stay as they are; call model.train() before"
-            )
 
     def _listen(self, now: bool | None = None) -> None:
         on = self.calibrated and self.num_steps % self.every == 0 if now is None else now

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from steadygrad import _check
-from steadygrad.plasticity._units import Activity, check_state, check_training, hidden_links
+from steadygrad.plasticity._units import Activity, hidden_links
 
 
 class IntrinsicPlasticity:
@@ -76,7 +76,7 @@ class IntrinsicPlasticity:
     @torch.no_grad()
     def step(self) -> None:
         """Move the biases by what the forward passes since the last call showed."""
-        check_training(self.model, "step")
+        _check.training_mode(self.model, "step")
         for link in self._links:
             if link.name not in self._activity.mean:
                 continue
@@ -101,7 +101,7 @@ class IntrinsicPlasticity:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take back what `state_dict` gave; nothing is changed if it does not fit."""
-        check_state("IntrinsicPlasticity", state, {"averages": None})
+        _check.state("IntrinsicPlasticity", state, {"averages": None})
         sizes = {link.name: link.units for link in self._links}
         for name, value in state["averages"].items():
             if sizes.get(name) != value.numel():

@@ -43,10 +43,7 @@ def shrink_and_perturb_(model: nn.Module, shrink: float = 0.6, std: float = 0.01
     _check.fraction("shrink", shrink)
     _check.number("std", std, 0.0)
     generator = torch.Generator().manual_seed(_check.count("seed", seed, 0))
-    if not model.training:
-        raise RuntimeError(
-            "the model is in evaluation mode: call model.train() before its weights are changed"
-        )
+    _check.training_mode(model, "shrink_and_perturb_")
     for parameter in model.parameters():
         if parameter.dim() >= 2 and parameter.requires_grad:
             parameter.mul_(shrink).add_(

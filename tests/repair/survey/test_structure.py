@@ -175,3 +175,47 @@ def test_a_model_called_in_parts_is_one_model():
     change.backward([loss], [loss.detach()])
     change.remove()
     assert [layer["head"] for layer in structure.found()["layers"]] == [False, True]
+
+
+def test_layers_whose_units_one_other_reads():
+    """Neither through the skip of a residual sum nor out of the model; the flattened channels of the last are read."""
+    found, _, _ = survey(residual(), torch.randn(5, 1, 4, 4))
+    assert found["links"] == [["1.a", "1.b"], ["2.a", "2.b"]]
+    plain = nn.Sequential(
+        nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16, 3), nn.Tanh(), nn.Linear(3, 1)
+    )
+    found, _, _ = survey(plain, torch.randn(5, 1, 4, 4))
+    assert found["links"] == [["0", "3"], ["3", "5"]]
+
+
+def test_loaded_weights_are_told():
+    def loaded(which):
+        structure, model = Structure(), residual()
+        change = Change({}, more=[structure])
+        change.install()
+        if which:
+            model[1].load_state_dict(model[1].state_dict())
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        change.optimizer_built(optimizer)
+        loss = model(torch.randn(5, 1, 4, 4)).square().mean()
+        change.backward([loss], [loss.detach()])
+        change.remove()
+        return structure.found()["loaded"]
+
+    assert loaded(True) and not loaded(False)
+
+
+def test_what_a_generator_puts_out_is_no_hidden_layer_of_its_critic():
+    generator = nn.Sequential(nn.Linear(2, 8), nn.ReLU(), nn.Linear(8, 4))
+    critic = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 1))
+    structure = Structure()
+    change = Change({}, more=[structure])
+    change.install()
+    optimizers = [torch.optim.SGD(m.parameters(), lr=0.1) for m in (generator, critic)]
+    for optimizer in optimizers:
+        change.optimizer_built(optimizer)
+    loss = critic(generator(torch.randn(5, 2))).square().mean()
+    change.backward([loss], [loss.detach()])
+    change.remove()
+    pairs = [[path.rpartition(".")[2] for path in pair] for pair in structure.found()["links"]]
+    assert pairs == [["0", "2"], ["0", "2"]]

@@ -15,6 +15,7 @@ from steadygrad.repair.effects.momentum import Momentum, WeightDecay
 from steadygrad.repair.effects.norms import BatchNormBehind, LayerNormBehind
 from steadygrad.repair.effects.optimizer import OtherOptimizer
 from steadygrad.repair.effects.ownership import OwnParameters
+from steadygrad.repair.effects.plasticity import ContinualRenewal, DormantUnits, ShrinkAndPerturb
 from steadygrad.repair.effects.precision import Precision
 from steadygrad.repair.effects.rate import LrCap, LrDecay, LrFactor, LrFloor, Rewarm, Warmup
 from steadygrad.repair.effects.reinitialise import Reinitialise
@@ -75,6 +76,9 @@ ALL: tuple[type[Effect], ...] = (
     SkipNonfinite,
     BiasClamp,
     DeadUnitReset,
+    DormantUnits,
+    ContinualRenewal,
+    ShrinkAndPerturb,
     WeightClip,
     StandardiseInputs,
     SafeOps,

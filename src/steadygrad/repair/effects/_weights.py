@@ -130,8 +130,9 @@ class LoadedModules:
 
         @functools.wraps(own)
         def load_state_dict(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+            keys = own(module, *args, **kwargs)
             loaded.add(module)
-            return own(module, *args, **kwargs)
+            return keys
 
         self._own, self._wrapper = own, load_state_dict
         nn.Module.load_state_dict = load_state_dict  # type: ignore[method-assign, assignment]
@@ -140,6 +141,14 @@ class LoadedModules:
         if self._own is not None and nn.Module.load_state_dict is self._wrapper:
             nn.Module.load_state_dict = self._own  # type: ignore[method-assign]
         self._own = self._wrapper = None
+
+    def in_(self, root: nn.Module) -> list[nn.Module]:
+        """The parts of a model that were loaded and are trained, none inside another."""
+        if not any(p.requires_grad for p in root.parameters()):
+            return []
+        if root in self._loaded:
+            return [root]
+        return [module for child in root.children() for module in self.in_(child)]
 
     def check(self, modules: Iterable[nn.Module]) -> None:
         """Raise :class:`NotApplicable` if one of these modules lies in a model that was loaded."""

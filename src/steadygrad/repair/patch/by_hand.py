@@ -47,6 +47,18 @@ TOLD: dict[str, tuple[str, ...]] = {
     ),
     "optimizer": ("build another optimizer: {0}",),
     "reinitialise": ("draw fresh weights before the optimizer is built: {0}",),
+    "dormant_reset": (
+        "reset = steadygrad.plasticity.DormantReset(model, optimizer, x, ...), and behind optimizer.step():",
+        "    reset.step()  # {0}",
+    ),
+    "continual_backprop": (
+        "renewal = steadygrad.plasticity.ContinualBackprop(model, optimizer, x, ...), and behind optimizer.step():",
+        "    renewal.step()  # {0}",
+    ),
+    "shrink_and_perturb": (
+        "behind model.load_state_dict(...):",
+        "    steadygrad.plasticity.shrink_and_perturb_(model)  # {0}",
+    ),
     "standardise_inputs": ("subtract the mean of the inputs and divide by their deviation: {0}",),
     "scale_targets": ("subtract the mean of the targets and divide by their deviation: {0}",),
 }

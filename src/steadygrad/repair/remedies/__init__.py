@@ -24,6 +24,7 @@ from steadygrad.repair.remedies.optimizer import (
     weight_decay,
 )
 from steadygrad.repair.remedies.ownership import own_parameters
+from steadygrad.repair.remedies.plasticity import renew_units, shrink_and_perturb
 from steadygrad.repair.remedies.precision import precision
 from steadygrad.repair.remedies.rate import (
     capped_rate,
@@ -45,6 +46,8 @@ BUILDERS: tuple[Builder, ...] = (
     other_activation,
     remove_output_activation,
     revive_units,
+    renew_units,
+    shrink_and_perturb,
     bounded_attention,
     reinitialise,
     small_output,

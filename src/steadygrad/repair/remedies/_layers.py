@@ -23,6 +23,11 @@ def plain(case: Case) -> list[Layer]:
     return [layer for layer in layers(case) if layer["plain"] and layer["trained"] and not layer["recurrent"]]
 
 
+def loaded(case: Case) -> bool:
+    """Whether weights came from a checkpoint: they are not drawn anew."""
+    return bool(case.survey.get("structure", {}).get("loaded"))
+
+
 def without_norm(case: Case) -> list[Layer]:
     """Those of them between input and output that no norm follows, and that make no queries or keys."""
     return [

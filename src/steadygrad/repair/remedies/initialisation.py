@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from steadygrad.repair.case import Case
-from steadygrad.repair.remedies._layers import RECTIFYING, layers, named, plain
+from steadygrad.repair.remedies._layers import RECTIFYING, layers, loaded, named, plain
 from steadygrad.repair.remedy import Remedy
 
 GAIN = ("init_gain_large", "init_gain_small")
@@ -16,7 +16,7 @@ RADIUS = 0.95
 def reinitialise(case: Case) -> Iterator[Remedy]:
     """LSUV, He or Xavier by what follows, and orthogonal weights, for linear layers and convolutions."""
     chosen = plain(case)
-    if not any(not layer["head"] for layer in chosen):
+    if loaded(case) or not any(not layer["head"] for layer in chosen):
         return
     gains = {layer["module"]: layer["gain"] for layer in chosen}
     follows = {layer["activation"] for layer in chosen if not layer["head"]}
@@ -67,7 +67,7 @@ def small_output(case: Case) -> Iterator[Remedy]:
 def zero_bias(case: Case) -> Iterator[Remedy]:
     """Biases of 0, where units may have been born dead."""
     biased = [layer["module"] for layer in plain(case) if layer["bias"]]
-    if biased and not case.exploded:
+    if biased and not loaded(case) and not case.exploded:
         yield Remedy(
             name="biases start at 0",
             plan={"zero_bias": {"modules": biased}},

@@ -10,10 +10,12 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from steadygrad.init._calls import PRODUCTS
-from steadygrad.init._trace import Node
+from steadygrad.init._trace import Graph, Node
 from steadygrad.init.follow import Followed, Layer, understand
 from steadygrad.init.gain import gated_gain, init_gain
+from steadygrad.plasticity._chain import links_in
 from steadygrad.probe.names import flat_params
+from steadygrad.repair.effects._weights import LoadedModules
 from steadygrad.repair.effects.effect import Models
 from steadygrad.repair.survey.activations import find_activations
 from steadygrad.repair.survey.recording import Recording
@@ -31,6 +33,8 @@ class Structure(Surveyor):
       ``first``, ``normed``, ``recurrent``, ``bias``, ``trained``, ``tied``;
     - ``branches``: one dict per residual sum: ``ends`` (modules of its last weights), ``normed``, ``depth``;
     - ``activations``: see :func:`steadygrad.repair.survey.activations.find_activations`;
+    - ``links``: pairs of a hidden layer and the only layer that reads its units, by their modules;
+    - ``loaded``: whether weights of a trained model came from a checkpoint;
     - ``unscaled_attention``: modules that compare queries with keys and scale neither them nor the product.
     """
 
@@ -40,9 +44,11 @@ class Structure(Surveyor):
         self._recording = Recording()
         self._models = Models()
         self._found: Mapping[str, Any] | None = None
+        self._loaded = LoadedModules()
 
     def install(self) -> None:
         self._recording.install()
+        self._loaded.install()
 
     def models(self, models: Models) -> None:
         if self._found is None:
@@ -67,6 +73,8 @@ class Structure(Surveyor):
             "branches": _branches(followed),
             "activations": find_activations(graph.nodes, sites, modules, recurrent),
             "unscaled_attention": _unscaled(graph.nodes),
+            "links": _links(graph, modules, self._models.roots),
+            "loaded": any(self._loaded.in_(root) for root in self._models.roots),
         }
         self._models = Models()
 
@@ -75,6 +83,17 @@ class Structure(Surveyor):
 
     def remove(self) -> None:
         self._recording.remove()
+        self._loaded.remove()
+
+
+def _links(graph: Graph, modules: Mapping[str, nn.Module], roots: Sequence[nn.Module]) -> list[list[str]]:
+    """Pairs within one model: what a generator puts out is read by a discriminator, and is no hidden layer."""
+    inside = [{id(module) for module in root.modules()} for root in roots]
+    return [
+        [link.name, link.reader_name]
+        for link in links_in(graph, modules)[0]
+        if any(id(link.layer) in one and id(link.reader) in one for one in inside)
+    ]
 
 
 def _layer(layer: Layer, modules: Mapping[str, nn.Module], trained: set[int]) -> dict[str, Any]:
