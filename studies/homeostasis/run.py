@@ -168,6 +168,7 @@ def draw(runs: Sequence[Run]) -> Figure:
 
 STUDY = Study(
     name="homeostasis",
+    seeds=(10, 11, 12),
     arms=[
         *(arm("deep", how, lr) for how in HOWS for lr in RATES),
         *(

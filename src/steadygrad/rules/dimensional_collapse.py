@@ -6,7 +6,7 @@ from typing import ClassVar
 from steadygrad.records import EmbeddingStats
 from steadygrad.rules.embedding_rule import EmbeddingRule
 
-LEFT = 0.3  # of the first effective rank; sound runs of studies/collapse keep 0.45, wider heads 0.38
+LEFT = 1 / 3  # of the first effective rank; sound runs of studies/collapse keep 0.45, wider heads 0.38
 
 
 @dataclass
@@ -14,7 +14,7 @@ class DimensionalCollapse(EmbeddingRule):
     """The embeddings fall into a few directions.
 
     What it measures: the effective rank (RankMe) of the centred embeddings that a loss without labels is given,
-    over the most that it can be: below 0.3 of what it was at the first look, at three looks in a row.
+    over the most that it can be: below a third of what it was at the first look, at three looks in a row.
 
     Why it matters: samples still differ, so the loss and the spread look healthy, but the encoder keeps a handful of
     features, and a linear probe on it stays poor.
