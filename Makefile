@@ -12,15 +12,15 @@ export OMP_NUM_THREADS ?= 1
 	touch $@
 
 .venv/test: .venv/base
-	$(PIP) -e ".[test,lint,pandas,optimizers,studies]"
+	$(PIP) -e ".[test,lint,pandas,optimizers,studies,quantum]"
 	touch $@
 
 .venv/all: .venv/test
-	$(PIP) -e ".[test,lint,pandas,optimizers,studies,parquet,lightning,hf,accelerate,frameworks,tensorboard,wandb,mlflow,trackio]"
+	$(PIP) -e ".[test,lint,pandas,optimizers,studies,quantum,parquet,lightning,hf,accelerate,frameworks,tensorboard,wandb,mlflow,trackio]"
 	touch $@
 
 .venv/bench: .venv/test
-	$(PIP) -e ".[test,lint,pandas,optimizers,studies,bench]"
+	$(PIP) -e ".[test,lint,pandas,optimizers,studies,quantum,bench]"
 	touch $@
 
 .venv/docs: .venv/base

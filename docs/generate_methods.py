@@ -128,6 +128,12 @@ FAMILIES = (
         "Training without labels",
         "steadygrad.selfsup",
     ),
+    Family(
+        "quantum",
+        "Quantum layers",
+        "steadygrad.quantum",
+        ("Decay", "PlateauForecast", "Sampled", "gradient_samples", "run_together"),
+    ),
     Family("recipes", "Recipes", "steadygrad.recipes", ("Recipe",)),
     Family(
         "precision",

@@ -42,6 +42,7 @@ CLAIMS = (
     "collapse",
     "homeostasis",
     "adaptive_norm",
+    "barren_plateaus",
 )
 
 

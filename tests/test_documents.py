@@ -19,10 +19,7 @@ MODULES = sorted(
     m.name for m in pkgutil.walk_packages(steadygrad.__path__, "steadygrad.") if "__main__" not in m.name
 )
 ROOMS_OF_METHODS = [
-    *(
-        f"steadygrad.{room}"
-        for room in ("clip", "init", "optim", "plasticity", "precision", "recipes", "schedule", "selfsup")
-    ),
+    *(f"steadygrad.{room}" for room in steadygrad._ROOMS if room not in ("nn", "testing")),
     *(
         m.name
         for m in pkgutil.iter_modules(importlib.import_module("steadygrad.nn").__path__, "steadygrad.nn.")

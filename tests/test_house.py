@@ -21,6 +21,7 @@ FLOORS = {
     "nn": 2,
     "optim": 2,
     "plasticity": 2,
+    "quantum": 2,
     "recipes": 3,
     "graph": 1,
     "probe": 2,

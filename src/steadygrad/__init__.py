@@ -36,6 +36,7 @@ _ROOMS = (
     "optim",
     "plasticity",
     "precision",
+    "quantum",
     "recipes",
     "schedule",
     "selfsup",

@@ -35,7 +35,7 @@ def untouched(model: nn.Module) -> Iterator[None]:
     tensors = _tensors(modules)
     grads = [(p, p.grad, p.requires_grad) for p in model.parameters()]
     with ExitStack() as stack:
-        stack.enter_context(_random_streams())
+        stack.enter_context(random_streams())
         if (
             "torch._dynamo" in sys.modules
         ):  # a function mode inside compiled code gives silently wrong numbers
@@ -113,19 +113,20 @@ def _refill(container: Any, copy: Any) -> None:
 
 
 @contextmanager
-def _random_streams() -> Iterator[None]:
+def random_streams(seed: int = _SEED) -> Iterator[None]:
+    """The streams of torch (CPU and CUDA), numpy and Python from this seed; afterwards they are as they were."""
     numpy = sys.modules.get("numpy")
     cuda = torch.cuda.is_available() and torch.cuda.is_initialized()
     torch_state, python_state = torch.get_rng_state(), random.getstate()
     numpy_state = numpy.random.get_state() if numpy else None
     cuda_states = torch.cuda.get_rng_state_all() if cuda else []
     try:
-        torch.default_generator.manual_seed(_SEED)  # not torch.manual_seed: that would queue a seed for CUDA
-        random.seed(_SEED)
+        torch.default_generator.manual_seed(seed)  # not torch.manual_seed: that would queue a seed for CUDA
+        random.seed(seed)
         if numpy:
-            numpy.random.seed(_SEED)
+            numpy.random.seed(seed % 2**32)
         if cuda:
-            torch.cuda.manual_seed_all(_SEED)
+            torch.cuda.manual_seed_all(seed)
         yield
     finally:
         torch.set_rng_state(torch_state)
