@@ -99,6 +99,19 @@ def test_a_rollback_takes_the_growth_back(tmp_path):
     assert depths[-1] > min(depths[20:])
 
 
+def test_the_end_of_a_growth_is_loaded_and_freezing_is_the_users_again():
+    done = QuantumLayer(2, 4)
+    stages(LayerwiseTraining(done, steps=1), done, 5)
+    layer = QuantumLayer(2, 4)
+    LayerwiseTraining(layer, steps=1)
+    layer.load_state_dict(done.state_dict())
+    layer(torch.rand(2))
+    assert all(w.requires_grad for w in layer.weights)
+    layer.weights[0].requires_grad_(False)
+    layer(torch.rand(2))
+    assert not layer.weights[0].requires_grad
+
+
 def test_a_mirrored_circuit_grows_by_blocks():
     layer = QuantumLayer(2, 8, mirrored=1)
     identity_blocks_(layer)

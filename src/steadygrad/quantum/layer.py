@@ -82,6 +82,7 @@ class QuantumLayer(nn.Module):
         self._make_circuit()
         self.weights = nn.ParameterList(torch.zeros(self.n_qubits, ROTATIONS) for _ in range(self.depth))
         self.register_buffer("growth", torch.tensor([-1, 0, self.depth]))
+        self._settled = 0, self.depth
         small_angles_(self, generator=generator)
 
     @property
@@ -131,10 +132,11 @@ class QuantumLayer(nn.Module):
         return torch.stack(list(self._circuit(inputs, angles, self.reversed_layers[:depth])), -1).to(dtype)
 
     def settle(self) -> None:
-        """Freeze what a layer-wise training has frozen, also after a rollback has put it back."""
-        steps, frozen, active = self.growth.tolist()
-        if steps < 0 or (frozen == 0 and active == self.depth and all(w.requires_grad for w in self.weights)):
+        """Freeze what a layer-wise training has frozen, also after a rollback or a load has put its count elsewhere."""
+        _, frozen, active = self.growth.tolist()
+        if (frozen, active) == self._settled:
             return
+        self._settled = frozen, active
         for k, angles in enumerate(self.weights):
             at_work = frozen <= k < active
             if angles.requires_grad != at_work:
