@@ -55,6 +55,17 @@ for step in range(6):
     trainer.optimizer.zero_grad()
     losses.append(loss.item())
 """
+DEAD = plain("torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9)").replace(
+    "x = 3", "model[0].bias.data[2:5] = -99.0\nx = 3"
+)
+DEAD_CONV = (
+    CONV.replace(
+        "nn.Tanh(), nn.ConvTranspose2d(4, 2, 2), nn.Flatten(), nn.Linear(32, 1)",
+        "nn.ReLU(), nn.Flatten(), nn.Linear(36, 1)",
+    )
+    .replace("x = 3", "model[1].bias.data[1] = -99.0\nx = 3")
+    .replace("SGD", "Adam")
+)
 TWO = """\
 import torch
 from torch import nn
@@ -99,6 +110,10 @@ CHECKED: list[tuple[str, str, dict[str, Any], str]] = [
     ("batch norm, image", CONV, {"batch_norm": {"modules": ["1", "3"], "preserve": True}}, "preserve=True)"),
     ("gate", plain(), {"residual_gate": {"modules": ["2"], "start": 0.5}}, "start=0.5)"),
     ("bias clamp", plain(), {"bias_clamp": {"modules": ["2"], "limit": 0.01}}, "with_clamped_biases("),
+    ("dead units", DEAD, {"dead_unit_reset": {"modules": ["0"]}}, "with_dead_units_centred(torch.optim.SGD("),
+    ("dead channels", DEAD_CONV, {"dead_unit_reset": {"modules": ["1"], "steps": 5}}, "centred("),
+    ("dormant units", DEAD, {"dormant_reset": {"links": [["0", "2"]], "every": 4}}, '(model.get_submodule("0"), model.'),
+    ("dormant channels", DEAD_CONV, {"dormant_reset": {"links": [["1", "4"]], "every": 3, "threshold": 0.2}}, "0.2, 3, 0, "),
     ("activation", plain(), {"activation": {"to": "GELU", "modules": ["1"]}}, "torch.nn.GELU().forward"),
     (
         "activation, called",

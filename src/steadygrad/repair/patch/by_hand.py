@@ -47,6 +47,7 @@ TOLD: dict[str, tuple[str, ...]] = {
     ),
     "optimizer": ("build another optimizer: {0}",),
     "reinitialise": ("draw fresh weights before the optimizer is built: {0}",),
+    "dead_unit_reset": ("take the mean of units that are negative on whole batches off their biases: {0}",),
     "dormant_reset": (
         "reset = steadygrad.plasticity.DormantReset(model, optimizer, x, ...), and behind optimizer.step():",
         "    reset.step()  # {0}",

@@ -10,7 +10,6 @@ from typing import Any
 from steadygrad.repair.effects.activation import CALLED
 from steadygrad.repair.patch.draft import Draft
 from steadygrad.repair.patch.script import NoPatch, keyword, last_name
-from steadygrad.repair.patch.targets import built
 from steadygrad.repair.patch.values import literal
 from steadygrad.repair.patch.weights import names, one_model, quoted
 
@@ -77,18 +76,6 @@ def add_residual_gates(model, paths, start):
         module.register_parameter("residual_gate", torch.nn.Parameter(gate))
         module.register_forward_hook(multiply)
 '''
-CLAMP_BIASES = '''
-def with_clamped_biases(optimizer, most, *layers):
-    """After each step the biases of these layers are within [-most, most]."""
-
-    @torch.no_grad()
-    def clamp(optimizer, args, kwargs):
-        for layer in layers:
-            layer.bias.clamp_(-most, most)
-
-    optimizer.register_step_post_hook(clamp)
-    return optimizer
-'''
 FUNCTIONS = {
     "LeakyReLU": "torch.nn.functional.leaky_relu",
     "GELU": "torch.nn.functional.gelu",
@@ -122,19 +109,6 @@ def residual_gate(draft: Draft, value: Mapping[str, Any]) -> None:
     draft.helper(GATES)
     draft.before(
         stmt, f"add_residual_gates({model}, {names(paths)}, start={literal(float(value.get('start', 1.0)))})"
-    )
-
-
-def bias_clamp(draft: Draft, value: Mapping[str, Any]) -> None:
-    """Biases within bounds."""
-    sites = built(draft)
-    model, paths, _ = one_model(draft, value["modules"])
-    if len(sites) != 1:
-        raise NoPatch("with several optimizers it is not known which trains these layers")
-    draft.helper(CLAMP_BIASES)
-    layers = ", ".join(f"{model}.get_submodule({quoted(path)})" for path in paths)
-    draft.wrap(
-        sites[0].call, "with_clamped_biases(", f", {literal(float(value.get('limit', 1.0)))}, {layers})"
     )
 
 

@@ -17,6 +17,7 @@ from steadygrad.repair.patch import (
     safe,
     steps,
     swap,
+    units,
     weights,
 )
 from steadygrad.repair.patch.by_hand import by_hand
@@ -62,7 +63,9 @@ WRITERS: dict[str, Writer] = {
     "zero_gradients": steps.zero_gradients,
     "clear_after_step": clearing.clear_after_step,
     "weight_clip": steps.weight_clip,
-    "bias_clamp": layers.bias_clamp,
+    "bias_clamp": units.bias_clamp,
+    "dead_unit_reset": units.dead_unit_reset,
+    "dormant_reset": units.dormant_reset,
 }
 """What writes each key of a plan, in the order in which they are written. The same function is called once."""
 
