@@ -131,6 +131,8 @@ def _reader(node: Node, layer: Layer) -> tuple[Node, tuple[int, ...], int] | str
     With it the shape of what it reads, and the dimension that holds the units, each with its copies in a row.
     """
     shape, axis = node.shape, _unit_axis(layer, node.shape)
+    if axis < 0 or not shape[axis]:
+        return f"of an output of shape {shape}"
     while True:
         children = [child for child in node.children if child.name != "detach"]  # hooks that only look on
         if not children:
