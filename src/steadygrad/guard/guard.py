@@ -7,12 +7,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 from weakref import WeakSet
 
-import torch
 from torch import Tensor
 from torch.optim import LBFGS, Optimizer
 
 from steadygrad.guard.buffers import BufferKeeper, StepKeeper
 from steadygrad.guard.durable import DurableWriter
+from steadygrad.guard.gradients import scale_gradients_, zero_gradients_
 from steadygrad.guard.policy import Norms, Policy, Rollback, StepDecision, Stop
 from steadygrad.guard.ring import SMALL, SnapshotRing
 from steadygrad.guard.schedule import ScheduleKeeper
@@ -130,7 +130,7 @@ class Guard:
     def _put_in_force(self, optimizer: Optimizer, stats: StepStats) -> None:
         clip = self.policy.clip
         if clip is not None and stats.clipped_grad_norm > clip:
-            _scale_gradients_(optimizer, clip / stats.clipped_grad_norm)
+            scale_gradients_(optimizer, clip / stats.clipped_grad_norm)
         factor = self.policy.lr_scale(self.tick)
         if factor != 1.0:
             for group in optimizer.param_groups:
@@ -228,7 +228,7 @@ class Guard:
         """A step of the optimizer with this index is over: leave no trace of a skipped one. Returns its tick."""
         if skipped:
             self.buffers.restore()
-            _zero_gradients_(optimizer)
+            zero_gradients_(optimizer)
         else:
             self._steps[index] = self._steps.get(index, 0) + 1
             if self._verdict is not None:
@@ -383,20 +383,3 @@ class Guard:
         """Wait for snapshots that are being written."""
         if self.durable is not None:
             self.durable.close()
-
-
-@torch.no_grad()
-def _scale_gradients_(optimizer: Optimizer, factor: float) -> None:
-    for group in optimizer.param_groups:
-        for p in group["params"]:
-            if p.grad is not None:
-                p.grad.mul_(factor)
-
-
-@torch.no_grad()
-def _zero_gradients_(optimizer: Optimizer) -> None:
-    """A poisoned gradient must not be accumulated into by a loop that clears late."""
-    for group in optimizer.param_groups:
-        for p in group["params"]:
-            if p.grad is not None:
-                p.grad.zero_()

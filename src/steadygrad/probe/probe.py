@@ -13,13 +13,13 @@ import numpy as np
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from steadygrad._foreach import nonfinite
 from steadygrad.clip._told import fold_of
 from steadygrad.probe.activations import ActivationSampler, sampled
 from steadygrad.probe.at_step import first_rate, norms_at_step, scale_of
 from steadygrad.probe.compiled import Compiled
 from steadygrad.probe.embeddings import embedding_stats
 from steadygrad.probe.ended import Ended, Unread
+from steadygrad.probe.full_look import names_of_nonfinite
 from steadygrad.probe.host import Pending, post
 from steadygrad.probe.loop_facts import LoopFacts
 from steadygrad.probe.loss import LossKeeper
@@ -322,22 +322,8 @@ class Probe:
     # ------------------------------------------------------------------ looks on demand
     def nonfinite_state(self) -> list[str]:
         """Names of parameters, buffers and optimizer state that hold a NaN or an infinity. A full look."""
-        named: dict[int, tuple[str, Tensor]] = {}
-        for watched in self._order:
-            optimizer = watched.optimizer()
-            if optimizer is None:
-                continue
-            for info, p in zip(watched.infos, watched.tensors, strict=True):
-                named.setdefault(id(p), (info.name, p))
-                for key, value in optimizer.state.get(p, {}).items():
-                    if isinstance(value, Tensor):
-                        named.setdefault(id(value), (f"{key} of {info.name}", value))
-        for root in self.roots:
-            for name, buffer in root.named_buffers():
-                if not buffer.is_meta:
-                    named.setdefault(id(buffer), (name, buffer))
-        names, tensors = zip(*named.values(), strict=True) if named else ((), ())
-        return [names[i] for i in nonfinite([_local(t) for t in tensors])]
+        alive = [(w.optimizer(), w.infos, w.tensors) for w in self._order]
+        return names_of_nonfinite([(o, i, t) for o, i, t in alive if o is not None], self.roots)
 
     def close(self) -> None:
         """Take every hook away."""
@@ -410,7 +396,3 @@ class Probe:
             self._sampler.arm()
         if self._portrait_due:
             self._outputs.arm(self.roots)
-
-
-def _local(tensor: Tensor) -> Tensor:
-    return tensor.to_local() if hasattr(tensor, "to_local") else tensor  # type: ignore[attr-defined]
